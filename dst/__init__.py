@@ -1,0 +1,33 @@
+"""Exact dynamic sparse training for any PyTorch model and optimizer."""
+
+from .algorithms import Algorithm as Algorithm
+from .algorithms import PruneAndGrow as PruneAndGrow
+from .algorithms import Update as Update
+from .algorithms import rigl as rigl
+from .algorithms import set_ as set_
+from .algorithms import slak as slak
+from .algorithms import static as static
+from .distribution import active_counts as active_counts
+from .distribution import by_pattern as by_pattern
+from .distribution import er as er
+from .distribution import erk as erk
+from .distribution import uniform as uniform
+from .distribution import uniform_plus as uniform_plus
+from .masks import draw as draw
+from .masks import grow as grow
+from .masks import prune as prune
+from .optimizer import SparseOptimizer as SparseOptimizer
+from .schedules import Constant as Constant
+from .schedules import Cosine as Cosine
+from .schedules import Cubic as Cubic
+from .schedules import Every as Every
+from .schedules import InversePower as InversePower
+from .schedules import Linear as Linear
+from .schedules import Never as Never
+from .scores import Evidence as Evidence
+from .scores import Gradient as Gradient
+from .scores import Magnitude as Magnitude
+from .scores import Random as Random
+from .selection import select as select
+from .sparsifier import Sparsifier as Sparsifier
+from .sync import random_keys as random_keys

@@ -1,0 +1,484 @@
+"""The engine: it holds the masks, keeps inactive weights at zero and carries out mask updates.
+
+This is the only module that writes to parameters. It knows nothing of optimizers beyond their
+per-weight state, and nothing of algorithms beyond `dst.algorithms.Algorithm`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from .algorithms import Algorithm, Memory, Update
+from .distribution import active_counts
+from .masks import draw, pack, unpack
+from .optimizer_state import reset_
+from .scores import Evidence
+from .sync import average_over_ranks, random_keys, several_ranks
+from .upkeep import zero_inactive_
+
+AtRest = Callable[[nn.Parameter], Mapping[str, float]]
+"""The per-weight optimizer state of a weight that has seen zero gradients only, by name."""
+
+OnChange = Callable[[str, Tensor, bool], None]
+"""Called with (name, mask, whether the dense gradient is needed at the next step)."""
+
+_DEFAULTS: dict[str, Any] = {
+    "needs": frozenset[str](),
+    "replaces_step": False,
+    "masks_gradients": True,
+    "dense_weights": False,
+    "newcomers": "zero",
+    "share": None,
+}
+
+
+_BY_TENSOR = ("shapes", "targets", "masks", "explored")
+_STATE_KEYS = (*_BY_TENSOR, "step", "updates", "seed", "algorithm", "last_grown", "memory", "dense_weights")
+
+
+class Sparsifier:
+    """Hold the masks of some parameters and train them by an algorithm.
+
+    Users meet it as `SparseOptimizer.sparsifier`; every attribute is for reading.
+
+    Args:
+        params: Name to parameter.
+        masks: Name to bool tensor of the parameter's shape, kept bit for bit; or None to draw them.
+        counts: Name to the active weights of the final masks, used where `masks` is None.
+        algorithm: How the masks change.
+        seed: Of every random choice.
+
+    Attributes:
+        params: Name to parameter.
+        masks: Name to bool tensor in the parameter's memory layout, changed in place.
+        counts: Name to the number of active weights, Python ints.
+        targets: Name to the number of active weights at the final sparsity.
+        step: Completed optimizer steps.
+        updates: How often the masks may have changed, loads included.
+        last_grown: Name to how many weights came in the last mask update.
+        algorithm: The algorithm.
+        seed: The seed.
+
+    Example:
+        >>> import dst
+        >>> weight = nn.Parameter(torch.ones(4))
+        >>> Sparsifier({"w": weight}, None, {"w": 1}, algorithm=dst.static(), seed=0).counts
+        {'w': 1}
+        >>> int(weight.count_nonzero())
+        1
+    """
+
+    def __init__(
+        self,
+        params: Mapping[str, nn.Parameter],
+        masks: Mapping[str, Tensor] | None,
+        counts: Mapping[str, int],
+        *,
+        algorithm: Algorithm,
+        seed: int,
+    ) -> None:
+        self.params = dict(params)
+        self.algorithm = algorithm
+        self.seed = seed
+        self.step = 0
+        self.updates = 0
+        self.targets = dict(counts)
+        self.last_grown: dict[str, int] = {}
+        self._memory: Memory = {}
+        self._callbacks: list[OnChange] = []
+        self._dense_gradients: dict[str, Tensor] = {}
+        self._dense_weights: dict[str, Tensor] = {}
+        self._dense_in_place = False  # whether the model holds the dense weights, for the base's step
+        self._changed: set[str] = set()  # tensors whose new mask was not announced yet
+        self._dense_announced = self._dense_next
+        self.counts = dict(counts) if masks is not None else self._wanted(0)
+        self.masks = {
+            name: torch.empty_like(parameter, dtype=torch.bool).copy_(
+                masks[name] if masks is not None else self._drawn(name)
+            )
+            for name, parameter in self.params.items()
+        }
+        self._explored = {name: pack(mask) for name, mask in self.masks.items()}
+        if self._trait("dense_weights"):
+            self._dense_weights = {n: p.detach().clone() for n, p in self.params.items()}
+        # Real trainers load the model, wrap it and load the optimizer. Until the first step the values
+        # that this first mask destroys are kept, so that loading other masks loses nothing.
+        self._displaced: dict[str, tuple[int, Tensor]] | None = {}
+        for name, parameter in self.params.items():
+            values = parameter.detach()[~self.masks[name]]
+            self._zero(name)
+            self._displaced[name] = (parameter._version, values)
+
+    # --- What trains ---------------------------------------------------------------------------
+
+    @property
+    def replaces_next_step(self) -> bool:
+        """Whether the next optimizer step is replaced by a mask update."""
+        sparse = any(self.counts[n] < p.numel() for n, p in self.params.items())
+        return self._trait("replaces_step") and self.algorithm.due(self.step + 1) and sparse
+
+    @property
+    def explored(self) -> dict[str, int]:
+        """Name to how many of its weights were ever active."""
+        return {
+            name: int(unpack(bits, self.params[name].shape).count_nonzero())
+            for name, bits in self._explored.items()
+        }
+
+    @torch.no_grad()
+    def mask_gradients(self) -> None:
+        """Zero the gradients of inactive weights, keeping the dense ones first if the next update reads them.
+
+        Calling it again changes nothing. Under an algorithm that lets dense gradients through
+        (`masks_gradients` False) the gradients stay as they are.
+        """
+        if not self._trait("masks_gradients"):
+            return
+        if self.needs("grad") and self.algorithm.due(self.step + 1):
+            self._keep_dense_gradients()
+        for name, parameter in self.params.items():
+            if parameter.grad is not None:
+                zero_inactive_(parameter.grad, self._mask(name))
+
+    @torch.no_grad()
+    def mask_weights(self) -> None:
+        """Set the inactive weights to exactly +0.0."""
+        for name in self.params:
+            self._zero(name)
+
+    @torch.no_grad()
+    def before_step(self) -> None:
+        """Prepare gradients, and weights that the base trains densely, for the base optimizer's step."""
+        self.mask_gradients()
+        for name, weights in self._dense_weights.items():
+            self.params[name].copy_(weights)
+        self._dense_in_place = True
+
+    @torch.no_grad()
+    def after_step(self, state: Mapping[Tensor, Any], at_rest: AtRest) -> None:
+        """Count the step, zero the inactive weights and update the masks if it is time.
+
+        Args:
+            state: The base optimizer's state; the per-weight part of what left or came is reset.
+            at_rest: Gives the per-weight state of a fresh weight.
+        """
+        self._displaced = None
+        self.step += 1
+        if self._dense_in_place:
+            for name, weights in self._dense_weights.items():
+                weights.copy_(self.params[name])
+            self._dense_in_place = False
+        self.mask_weights()
+        if self.algorithm.due(self.step):
+            self._update(state, at_rest)
+        self.forget_gradients()
+        self._announce()
+
+    def forget_gradients(self) -> None:
+        """Drop dense gradients kept for an update, as when a step is skipped and the gradients cleared."""
+        self._dense_gradients.clear()
+
+    def on_change(self, callback: OnChange) -> None:
+        """Call back with (name, mask, dense gradient needed at the next step), now and at each change.
+
+        Args:
+            callback: Called for every tensor at once now, after a load, and after each step at which
+                its mask or the need for dense gradients has changed. Copies of the optimizer do not
+                inherit it.
+        """
+        self._callbacks.append(callback)
+        for name, mask in self.masks.items():
+            callback(name, mask, self._dense_next)
+
+    # --- What is saved -------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything a resume needs, as tensors and primitives; masks at a bit a weight."""
+        return {
+            "step": self.step,
+            "updates": self.updates,
+            "seed": self.seed,
+            "algorithm": repr(self.algorithm),
+            "shapes": {name: list(parameter.shape) for name, parameter in self.params.items()},
+            "targets": dict(self.targets),
+            "masks": {name: pack(mask) for name, mask in self.masks.items()},
+            "explored": {name: bits.clone() for name, bits in self._explored.items()},
+            "last_grown": dict(self.last_grown),
+            "memory": _cloned(self._memory),
+            "dense_weights": {name: weights.clone() for name, weights in self._dense_weights.items()},
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: Mapping[str, Any], *, allow_other_algorithm: bool = False) -> None:
+        """Continue from a saved state; no mask is drawn and the argument is not changed.
+
+        Before the first step, weights that the constructor's mask had set to zero are put back first,
+        unless they were written to since, as by loading the model after wrapping it.
+
+        Args:
+            state_dict: From `state_dict`.
+            allow_other_algorithm: Accept a state that was saved under a different algorithm.
+
+        Raises:
+            ValueError: If tensors, shapes, entries or the algorithm do not fit; nothing is changed then.
+        """
+        masks = self.check_state_dict(state_dict, allow_other_algorithm=allow_other_algorithm)
+        self._restore_displaced()
+        self.step = int(state_dict["step"])
+        self.updates = int(state_dict["updates"])
+        self.seed = int(state_dict["seed"])
+        self.targets = {name: int(state_dict["targets"][name]) for name in self.params}
+        self.last_grown = {str(name): int(grown) for name, grown in state_dict["last_grown"].items()}
+        self._memory = _cloned(state_dict["memory"])
+        for name, parameter in self.params.items():
+            self._mask(name).copy_(masks[name])
+            self.counts[name] = int(masks[name].count_nonzero())
+            self._explored[name] = state_dict["explored"][name].to(parameter.device, copy=True)
+            if name in self._dense_weights:
+                self._dense_weights[name].copy_(state_dict["dense_weights"][name])
+            self._zero(name)
+        self.forget_gradients()
+        self._changed.update(self.params)
+        self._announce()
+
+    def check_state_dict(
+        self, state_dict: Mapping[str, Any], *, allow_other_algorithm: bool = False
+    ) -> dict[str, Tensor]:
+        """Refuse a state that does not fit, changing nothing; see `load_state_dict`.
+
+        Returns:
+            Name to bool mask.
+        """
+        missing = [key for key in _STATE_KEYS if key not in state_dict]
+        if missing:
+            raise ValueError(f"the saved sparse state lacks {missing}; it was not written by dst")
+        shapes = {name: list(parameter.shape) for name, parameter in self.params.items()}
+        if state_dict["shapes"] != shapes:
+            saved: Mapping[str, list[int]] = state_dict["shapes"]
+            different = sorted(
+                name for name in saved.keys() | shapes.keys() if saved.get(name) != shapes.get(name)
+            )
+            name = different[0]
+            raise ValueError(
+                f"the saved masks are of other tensors: {len(different)} differ, the first is {name!r}, "
+                f"saved as {saved.get(name)}, here {shapes.get(name)}; wrap the model that was saved, "
+                "with the same selection"
+            )
+        for key in _BY_TENSOR:
+            if set(state_dict[key]) != set(self.params):
+                raise ValueError(
+                    f"the saved {key} are of other tensors than the saved shapes: a damaged file"
+                )
+        if state_dict["algorithm"] != repr(self.algorithm) and not allow_other_algorithm:
+            raise ValueError(
+                f"the state was saved under {state_dict['algorithm']}, but this optimizer uses "
+                f"{self.algorithm!r}; build it with the saved algorithm, or pass "
+                "allow_other_algorithm=True to continue under the new one"
+            )
+        return {
+            name: unpack(state_dict["masks"][name].to(parameter.device), parameter.shape)
+            for name, parameter in self.params.items()
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_callbacks": [], "_dense_gradients": {}}
+
+    # --- One mask update -----------------------------------------------------------------------
+
+    def _update(self, state: Mapping[Tensor, Any], at_rest: AtRest) -> None:
+        names = self._updatable()
+        wanted = self._wanted(self.step) if self._trait("share") else self.counts
+        outcome = self.algorithm.update(
+            self.step,
+            {name: wanted[name] for name in names},
+            _LazyEvidence(self, names, state),
+            self._memory,
+        )
+        result = outcome if isinstance(outcome, Update) else Update(*outcome)
+        self._check(result.masks)
+        self._memory = result.memory
+        self.last_grown = dict.fromkeys(self.params, 0)
+        for name, mask in result.masks.items():
+            self._write(name, mask, result.restarted.get(name), state, at_rest)
+        self.updates += 1
+        self._changed.update(result.masks)
+
+    def _write(
+        self,
+        name: str,
+        new: Tensor,
+        restarted: Tensor | None,
+        state: Mapping[Tensor, Any],
+        at_rest: AtRest,
+    ) -> None:
+        parameter, mask = self.params[name], self.masks[name]
+        came = new & ~mask
+        changed = mask ^ new
+        if restarted is not None:
+            came, changed = came | restarted, changed | restarted
+        mask.copy_(new)
+        self.counts[name] = int(new.count_nonzero())
+        self.last_grown[name] = int(came.count_nonzero())
+        self._explored[name] |= pack(new)
+        if name in self._dense_weights:
+            parameter.copy_(self._dense_weights[name])
+            self._zero(name)
+        else:
+            zero_inactive_(parameter, ~changed)
+        newcomers = self._trait("newcomers")
+        if newcomers != "keep" and parameter in state:
+            reset_(
+                state[parameter],
+                at_rest(parameter),
+                changed,
+                came if newcomers == "mean" else None,
+                new,
+            )
+
+    def _check(self, masks: Mapping[str, Tensor]) -> None:
+        for name, mask in masks.items():
+            if name not in self.params:
+                raise ValueError(f"the algorithm returned a mask for {name!r}, which is not a sparse tensor")
+            if mask.dtype != torch.bool or mask.shape != self.params[name].shape:
+                raise ValueError(
+                    f"the algorithm returned a {mask.dtype} mask of shape {tuple(mask.shape)} for {name!r}; "
+                    f"expected bool of shape {tuple(self.params[name].shape)}"
+                )
+
+    def _updatable(self) -> list[str]:
+        """Return the tensors an update may touch: trained ones, with a gradient where one is read."""
+        names = [name for name, parameter in self.params.items() if parameter.requires_grad]
+        if not self.needs("grad"):
+            return names
+        has = torch.tensor([self.params[name].grad is not None for name in names], dtype=torch.int32)
+        if several_ranks() and names:  # all ranks must take the same way through the collectives
+            has = has.to(self.params[names[0]].device)
+            dist.all_reduce(has, op=dist.ReduceOp.MAX)
+        return [name for name, some in zip(names, has.tolist(), strict=True) if some]
+
+    def weights(self, name: str) -> Tensor:
+        """Return the weights an algorithm judges: the dense ones behind the mask, where there are any."""
+        return self._dense_weights.get(name, self.params[name].detach())
+
+    def gradient(self, name: str) -> Tensor:
+        """Return the dense gradient of a tensor, averaged over ranks, as a tensor of its own."""
+        parameter = self.params[name]
+        gradient = self._dense_gradients.get(name)
+        if gradient is None:
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
+        return average_over_ranks(gradient)
+
+    def _keep_dense_gradients(self) -> None:
+        # A gradient whose inactive entries are all zero was masked before, or has nothing to lose.
+        # Its identity cannot tell: DDP and set_to_none=False bring the same tensor back.
+        for name, parameter in self.params.items():
+            gradient = parameter.grad
+            if gradient is not None and bool(gradient.masked_fill(self._mask(name), 0).any()):
+                self._dense_gradients[name] = gradient.detach().clone()
+
+    # --- Small parts ---------------------------------------------------------------------------
+
+    def _trait(self, name: str) -> Any:
+        return getattr(self.algorithm, name, _DEFAULTS[name])
+
+    def needs(self, what: str) -> bool:
+        """Tell whether the algorithm reads some evidence: "grad", "state" or "keys"."""
+        return what in self._trait("needs")
+
+    @property
+    def _dense_next(self) -> bool:
+        reads = self.needs("grad") and self.algorithm.due(self.step + 1)
+        return reads or not self._trait("masks_gradients")
+
+    def _wanted(self, step: int) -> dict[str, int]:
+        """Return the active counts wanted at a step, by the rounding of the initial ones."""
+        share = self._trait("share")
+        if share is None or share(step) == 1:
+            return dict(self.targets)
+        sizes = {name: parameter.numel() for name, parameter in self.params.items()}
+        part: float = share(step)
+        sparsities = {name: part * (size - self.targets[name]) / size for name, size in sizes.items()}
+        return active_counts(sizes, sparsities)
+
+    def _drawn(self, name: str) -> Tensor:
+        parameter = self.params[name]
+        keys = self.keys(name, 0)
+        return draw(keys, self.counts[name]).to(parameter.device)
+
+    def keys(self, name: str, step: int) -> Tensor:
+        """Return the int32 random keys of a tensor at a step, in its shape."""
+        parameter = self.params[name]
+        index = torch.arange(parameter.numel(), dtype=torch.int32, device=parameter.device)
+        return random_keys(self.seed, step, name, index).view(parameter.shape)
+
+    def _mask(self, name: str) -> Tensor:
+        """Return a mask on its parameter's device and in its memory layout, moving it if it must."""
+        parameter, mask = self.params[name], self.masks[name]
+        if mask.device != parameter.device or mask.stride() != parameter.stride():
+            mask = torch.empty_like(parameter, dtype=torch.bool).copy_(mask)
+            self.masks[name] = mask
+            self._explored[name] = self._explored[name].to(parameter.device)
+        return mask
+
+    def _zero(self, name: str) -> None:
+        zero_inactive_(self.params[name].detach(), self._mask(name))
+
+    def _restore_displaced(self) -> None:
+        for name, (version, values) in (self._displaced or {}).items():
+            parameter, inactive = self.params[name], ~self._mask(name)
+            untouched = parameter._version == version and not parameter.detach()[inactive].any()
+            if untouched:
+                parameter[inactive] = values.to(parameter)
+        self._displaced = None
+
+    def _announce(self) -> None:
+        dense, changed = self._dense_next, self._changed
+        if dense != self._dense_announced:
+            changed = set(self.params)
+        for callback in self._callbacks:
+            for name in self.params:
+                if name in changed:
+                    callback(name, self.masks[name], dense)
+        self._changed, self._dense_announced = set(), dense
+
+
+class _LazyEvidence(Mapping[str, Evidence]):
+    """Evidence made when it is asked for, so that keys and gradients exist for one tensor at a time."""
+
+    def __init__(self, engine: Sparsifier, names: list[str], state: Mapping[Tensor, Any]) -> None:
+        self._engine, self._names, self._state = engine, names, state
+
+    def __getitem__(self, name: str) -> Evidence:
+        if name not in self._names:
+            raise KeyError(name)
+        engine = self._engine
+        parameter = engine.params[name]
+        return Evidence(
+            weight=engine.weights(name),
+            mask=engine.masks[name],
+            grad=engine.gradient(name) if engine.needs("grad") else None,
+            state=self._state.get(parameter, {}) if engine.needs("state") else {},
+            keys=engine.keys(name, engine.step) if engine.needs("keys") else None,
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _cloned(value: Any) -> Any:
+    """Copy nested dicts and lists of tensors and primitives."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {key: _cloned(entry) for key, entry in value.items()}  # type: ignore[misc]
+    if isinstance(value, (list, tuple)):
+        return [_cloned(entry) for entry in value]  # type: ignore[misc]
+    return value
