@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 _INTEGER = {torch.float32: torch.int32, torch.float64: torch.int64}
+_SAMPLE_FROM = 1 << 16  # smaller tensors are searched whole
+_SAMPLE_STRIDE = 61  # a prime, so that a sample does not run along the rows of common shapes
 _MAGNITUDE_BITS = {torch.int32: 0x7FFFFFFF, torch.int64: 0x7FFFFFFFFFFFFFFF}
 
 
@@ -165,16 +167,37 @@ def _ordered(scores: Tensor, mask: Tensor) -> Tensor:
 
 def _top(keys: Tensor, candidates: Tensor, k: int, kind: str) -> Tensor:
     """Return the k candidates with the largest integer keys, the lowest index first among equals."""
-    pool = keys.masked_select(candidates)
-    k, size = operator.index(k), pool.numel()
+    k, size = operator.index(k), int(candidates.count_nonzero())
     if not 0 <= k <= size:
         raise ValueError(f"k must lie between 0 and the {size} {kind} entries, got {k}")
     if k == 0:
         return torch.zeros_like(candidates)
     if k == size:
         return candidates.clone()
-    threshold = pool.kthvalue(size - k + 1).values
-    chosen = ((keys > threshold) & candidates).reshape(-1)
-    ties = ((keys == threshold) & candidates).reshape(-1).nonzero().squeeze(1)
+    keys, flat = keys.reshape(-1), candidates.reshape(-1)
+    threshold = _kth_largest(keys, flat, k, size)
+    chosen = (keys > threshold) & flat
+    ties = ((keys == threshold) & flat).nonzero().squeeze(1)
     chosen[ties[: k - int(chosen.count_nonzero())]] = True
     return chosen.view(candidates.shape)
+
+
+def _kth_largest(keys: Tensor, candidates: Tensor, k: int, size: int) -> Tensor:
+    """Return the k-th largest key of the candidates, of which there are `size`.
+
+    In a large tensor a sample brackets it, a count below and a selection inside the bracket make it
+    exact, and where the sample misleads the whole is searched: the result never depends on the sample.
+    """
+    if keys.numel() >= _SAMPLE_FROM:
+        sample = keys[::_SAMPLE_STRIDE].masked_select(candidates[::_SAMPLE_STRIDE])
+        rank = round((1 - k / size) * sample.numel())  # of the threshold, counted from below
+        margin = 4 * round((sample.numel() * k / size * (1 - k / size)) ** 0.5) + 4
+        if sample.numel() > 2 * margin:
+            low = sample.kthvalue(max(rank - margin, 1)).values
+            high = sample.kthvalue(min(rank + margin, sample.numel())).values
+            above = int(((keys > high) & candidates).count_nonzero())
+            inside = keys.masked_select((keys >= low) & (keys <= high) & candidates)
+            if above < k <= above + inside.numel():
+                return inside.kthvalue(inside.numel() - (k - above) + 1).values
+    pool = keys.masked_select(candidates)
+    return pool.kthvalue(size - k + 1).values

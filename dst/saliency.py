@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -39,11 +40,10 @@ def snip(params: Mapping[str, Tensor], sparsity: float, *, loss: Loss | Sequence
         ValueError: As `snip_masks` does.
 
     Example:
-        >>> layers = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 1, bias=False))
-        >>> with torch.no_grad():
-        ...     _ = layers[0].weight.copy_(torch.tensor([[4.0, 3.0], [2.0, 1.0]])),
-        layers[1].weight.fill_(1.0) >>> snip(dict(layers.named_parameters()), 0.5, loss=lambda:
-        layers(torch.ones(2)).sum()) {'0.weight': 0.75, '1.weight': 0.0}
+        >>> one = torch.nn.Parameter(torch.tensor([4.0, 3.0, 2.0, 1.0]))
+        >>> two = torch.nn.Parameter(torch.tensor([5.0, 6.0]))
+        >>> snip({"one": one, "two": two}, 0.5, loss=lambda: one.sum() + two.sum())
+        {'one': 0.75, 'two': 0.0}
 
     Source:
         Lee et al., SNIP, ICLR 2019, equation 5 and algorithm 1; its layer ratios alone: Liu et al., More
@@ -97,8 +97,8 @@ def snip_masks(
     active = round((1 - asked) * sum(parameter.numel() for parameter in params.values()))
     if active < len(params) and asked != 1.0:
         raise ValueError(
-            f"at sparsity {asked} only {active} weights stay, fewer than the {len(params)} tensors that each
-            keep " "their best; ask for a lower sparsity"
+            f"at sparsity {asked} only {active} weights stay, fewer than the {len(params)} tensors that "
+            "each keep their best; ask for a lower sparsity"
         )
     scores = _saliencies(params, losses)
     if asked == 1.0:
@@ -110,7 +110,11 @@ def _saliencies(params: Mapping[str, Tensor], losses: Sequence[Loss]) -> dict[st
     """Return |mean gradient * weight| by name, in float32 at least."""
     parameters = list(params.values())
     gradients = [
-        torch.zeros_like(parameter, dtype=torch.promote_types(parameter.dtype, torch.float32))
+        torch.zeros(
+            parameter.shape,
+            dtype=torch.promote_types(parameter.dtype, torch.float32),
+            device=parameter.device,
+        )
         for parameter in parameters
     ]
     with _undisturbed(parameters):
@@ -125,13 +129,13 @@ def _saliencies(params: Mapping[str, Tensor], losses: Sequence[Loss]) -> dict[st
     for name, score in scores.items():
         if not score.isfinite().all():
             raise ValueError(
-                f"the saliency of {name!r} is not finite (NaN or infinity in its gradient or weights); check
-                the " "loss, the inputs and the initial weights"
+                f"the saliency of {name!r} is not finite (NaN or infinity in its gradient or weights); check "
+                "the loss, the inputs and the initial weights"
             )
     if not any(score.any() for score in scores.values()):
         raise ValueError(
-            "every saliency |gradient * weight| is zero: the loss does not depend on the selected parameters,
-            or " "their weights or gradients are all zero"
+            "every saliency |gradient * weight| is zero: the loss does not depend on the selected parameters "
+            "or their weights or gradients are all zero"
         )
     return scores
 
@@ -144,8 +148,8 @@ def _gradients(loss: Loss, parameters: Sequence[Tensor]) -> Sequence[Tensor | No
             raise TypeError(f"loss() must return a scalar tensor, got {type(value).__name__}")
         if value.numel() != 1 or not value.requires_grad:
             raise ValueError(
-                f"loss() must return a scalar that depends on the parameters, got shape {tuple(value.shape)}
-                with " f"requires_grad={value.requires_grad}"
+                f"loss() must return a scalar that depends on the parameters, got shape "
+                f"{tuple(value.shape)} with requires_grad={value.requires_grad}"
             )
         return torch.autograd.grad(value, parameters, allow_unused=True)
 
@@ -166,7 +170,7 @@ def _global_top(scores: Mapping[str, Tensor], active: int) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _undisturbed(parameters: Sequence[Tensor]) -> Iterator[None]:
+def _undisturbed(parameters: Sequence[Tensor]) -> Generator[None]:
     """Give back random generators and the buffers and modes of every module that runs as they were."""
     accelerators = {p.device for p in parameters if p.device.type not in ("cpu", "meta")}
     device_type = next((device.type for device in accelerators), "cuda")
@@ -174,8 +178,8 @@ def _undisturbed(parameters: Sequence[Tensor]) -> Iterator[None]:
     seen: dict[nn.Module, tuple[bool, dict[str, tuple[Tensor, Tensor] | None]]] = {}
 
     def remember(module: nn.Module, _: object) -> None:
-        # A parent may write to its children before they run (DistributedDataParallel broadcasts their
-        buffers), # so a module is remembered with all below it. A compiled graph has been seen from outside.
+        # A parent may write to its children before they run (DistributedDataParallel broadcasts
+        # their buffers), so a module is remembered with all below it. A compiled graph is seen from outside.
         if torch.compiler.is_compiling() or module in seen:
             return
         for child in module.modules():
@@ -184,7 +188,12 @@ def _undisturbed(parameters: Sequence[Tensor]) -> Iterator[None]:
 
     hook = register_module_forward_pre_hook(remember)
     try:
-        with torch.random.fork_rng([device.index for device in accelerators], device_type=device_type):
+        with (
+            torch.random.fork_rng([device.index for device in accelerators], device_type=device_type),
+            warnings.catch_warnings(),
+        ):
+            # A compiled module warns that global hooks also see its outer shell, which is what is wanted.
+            warnings.filterwarnings("ignore", message="Using `torch.compile.* when there are global hooks")
             yield
     finally:
         hook.remove()

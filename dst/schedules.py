@@ -63,7 +63,7 @@ class Linear:
 
     def __call__(self, step: int) -> float:
         """Return the value at a step."""
-        return self.start + (self.end - self.start) * _progress(step, self.offset, self.steps)
+        return _approach(self.start, self.end, 1 - _progress(step, self.offset, self.steps))
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,7 @@ class Cosine:
     def __call__(self, step: int) -> float:
         """Return the value at a step."""
         progress = _progress(step, self.offset, self.steps)
-        if progress in (0.0, 1.0):  # the ends are exact
-            return self.end if progress else self.start
-        return self.end + (self.start - self.end) * (1 + math.cos(math.pi * progress)) / 2
+        return _approach(self.start, self.end, (1 + math.cos(math.pi * progress)) / 2)
 
 
 @dataclass(frozen=True)
@@ -133,8 +131,7 @@ class Cubic:
 
     def __call__(self, step: int) -> float:
         """Return the value at a step."""
-        remaining = 1 - _progress(step, self.offset, self.steps)
-        return self.end + (self.start - self.end) * remaining**3
+        return _approach(self.start, self.end, (1 - _progress(step, self.offset, self.steps)) ** 3)
 
 
 @dataclass(frozen=True)
@@ -222,6 +219,14 @@ class Never:
 
 def _progress(step: int, offset: int, steps: int) -> float:
     return min(max(step - offset, 0), steps) / steps
+
+
+def _approach(start: float, end: float, remaining: float) -> float:
+    """Return end + (start - end) * remaining; rounding moves neither end and never leaves the range."""
+    if remaining == 1:
+        return start
+    low, high = min(start, end), max(start, end)
+    return min(max(end + (start - end) * remaining, low), high)
 
 
 def _check_steps(steps: int) -> None:
