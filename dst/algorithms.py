@@ -214,6 +214,9 @@ def set_(
     Returns:
         An algorithm.
 
+    Raises:
+        ValueError: If a number is out of its range.
+
     Example:
         >>> set_(total_steps=1000).due(100), set_(total_steps=1000).due(800)
         (True, False)
@@ -256,6 +259,9 @@ def rigl(
     Returns:
         An algorithm.
 
+    Raises:
+        ValueError: If a number is out of its range.
+
     Example:
         >>> rigl(total_steps=1000).replaces_step
         True
@@ -291,6 +297,9 @@ def slak(*, total_steps: int, interval: int = 100, drop_fraction: float | Schedu
     Returns:
         An algorithm.
 
+    Raises:
+        ValueError: If a number is out of its range.
+
     Example:
         >>> slak(total_steps=1000).masks_gradients
         False
@@ -299,14 +308,10 @@ def slak(*, total_steps: int, interval: int = 100, drop_fraction: float | Schedu
         Liu et al. 2023 (arXiv 2207.03620), section 4 and appendix A; github.com/VITA-Group/SLaK,
         sparse_core.py and funcs.py. Deviations: docs/reproduction/differences.md.
     """
-    if not isinstance(drop_fraction, (int, float)):
-        fraction = drop_fraction
-    else:
-        fraction = Cosine(drop_fraction, total_steps, end=min(0.005, drop_fraction))
     return PruneAndGrow(
         due=Every(interval),
         grow=Random(),
-        drop_fraction=fraction,
+        drop_fraction=_annealed(drop_fraction, _stop_step(total_steps, 1), floor=0.005),
         rounding=math.ceil,
         masks_gradients=False,
         newcomers="keep",
@@ -314,11 +319,17 @@ def slak(*, total_steps: int, interval: int = 100, drop_fraction: float | Schedu
     )
 
 
-def _annealed(drop_fraction: float | Schedule, end: int) -> Schedule:
-    return Cosine(drop_fraction, end) if isinstance(drop_fraction, (int, float)) else drop_fraction
+def _annealed(drop_fraction: float | Schedule, steps: int, floor: float = 0.0) -> Schedule:
+    if callable(drop_fraction):
+        return drop_fraction
+    if not 0 <= drop_fraction <= 1:
+        raise ValueError(f"drop_fraction must lie in [0, 1], got {drop_fraction}")
+    return Cosine(float(drop_fraction), steps, end=min(floor, float(drop_fraction)))
 
 
 def _stop_step(total_steps: int, stop: float) -> int:
+    if total_steps < 1:
+        raise ValueError(f"total_steps must be at least 1 optimizer step, got {total_steps}")
     if not 0 < stop <= 1:
         raise ValueError(f"stop is a fraction of the training in (0, 1], got {stop}")
     return max(1, math.floor(stop * total_steps))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .algorithms import Algorithm
-from .distribution import active_counts, by_pattern, erk, warn_if_mostly_dense
+from .distribution import active_counts, by_pattern, check_sparsity, erk, warn_if_mostly_dense
 from .optimizer_state import values_at_rest
 from .schedules import Never
 from .selection import plain_name, select
@@ -189,17 +189,18 @@ class SparseOptimizer(Optimizer):
         Raises:
             ValueError: If it has no "sparse" entry or does not fit; nothing is changed then.
         """
+        saved = dict(state_dict)  # hooks may change it in place
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
-            state_dict = pre_hook(self, dict(state_dict)) or state_dict
-        if "sparse" not in state_dict:
+            saved = pre_hook(self, saved) or saved
+        if "sparse" not in saved:
             raise ValueError(
                 "the optimizer state has no entry 'sparse': it was saved by a dense optimizer, not by "
                 "dst.SparseOptimizer; load it into .base, and take the masks from the weights with "
                 "dst.masks_from_weights(model)"
             )
-        sparse: Mapping[str, Any] = state_dict["sparse"]
+        sparse: Mapping[str, Any] = saved["sparse"]
         self.sparsifier.check_state_dict(sparse, allow_other_algorithm=allow_other_algorithm)
-        self.base.load_state_dict({key: value for key, value in state_dict.items() if key != "sparse"})
+        self.base.load_state_dict({key: value for key, value in saved.items() if key != "sparse"})
         self.sparsifier.load_state_dict(sparse, allow_other_algorithm=allow_other_algorithm)
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
@@ -261,6 +262,11 @@ class SparseOptimizer(Optimizer):
 
 
 def _check_base(base: Optimizer, algorithm: Algorithm) -> None:
+    if not all(callable(getattr(algorithm, method, None)) for method in ("due", "update")):
+        raise TypeError(
+            "algorithm must be a value with due and update, such as dst.rigl(total_steps=...), "
+            f"got {algorithm!r}"
+        )
     if isinstance(base, SparseOptimizer) or not isinstance(base, Optimizer):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(
             f"base must be a torch.optim.Optimizer that is not itself sparse, got {type(base).__name__}; "
@@ -344,6 +350,8 @@ def _counts(
     sizes = {name: parameter.numel() for name, parameter in params.items()}
     if isinstance(sparsity, Mapping):
         return active_counts(sizes, by_pattern(params, sparsity))
+    if check_sparsity(sparsity) == 1:
+        raise ValueError("sparsity is the fraction of zeros, in [0, 1): with 1 no weight is left to train")
     sparsities = distribution(params, sparsity)
     if set(sparsities) != set(params):
         raise ValueError(

@@ -117,7 +117,7 @@ def _saliencies(params: Mapping[str, Tensor], losses: Sequence[Loss]) -> dict[st
         )
         for parameter in parameters
     ]
-    with _undisturbed(parameters):
+    with undisturbed(parameters):
         for loss in losses:
             for total, gradient in zip(gradients, _gradients(loss, parameters), strict=True):
                 if gradient is not None:
@@ -170,7 +170,7 @@ def _global_top(scores: Mapping[str, Tensor], active: int) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _undisturbed(parameters: Sequence[Tensor]) -> Generator[None]:
+def undisturbed(parameters: Sequence[Tensor]) -> Generator[None]:
     """Give back random generators and the buffers and modes of every module that runs as they were."""
     accelerators = {p.device for p in parameters if p.device.type not in ("cpu", "meta")}
     device_type = next((device.type for device in accelerators), "cuda")

@@ -7,7 +7,7 @@ per-weight state, and nothing of algorithms beyond `dst.algorithms.Algorithm`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -59,7 +59,7 @@ class Sparsifier:
         counts: Name to the number of active weights, Python ints.
         targets: Name to the number of active weights at the final sparsity.
         step: Completed optimizer steps.
-        updates: How often the masks may have changed, loads included.
+        updates: Mask updates so far.
         last_grown: Name to how many weights came in the last mask update.
         algorithm: The algorithm.
         seed: The seed.
@@ -98,9 +98,7 @@ class Sparsifier:
         self._dense_announced = self._dense_next
         self.counts = dict(counts) if masks is not None else self._wanted(0)
         self.masks = {
-            name: torch.empty_like(parameter, dtype=torch.bool).copy_(
-                masks[name] if masks is not None else self._drawn(name)
-            )
+            name: _laid_out_as(parameter, masks[name] if masks is not None else self._drawn(name))
             for name, parameter in self.params.items()
         }
         self._explored = {name: pack(mask) for name, mask in self.masks.items()}
@@ -108,19 +106,19 @@ class Sparsifier:
             self._dense_weights = {n: p.detach().clone() for n, p in self.params.items()}
         # Real trainers load the model, wrap it and load the optimizer. Until the first step the values
         # that this first mask destroys are kept, so that loading other masks loses nothing.
-        self._displaced: dict[str, tuple[int, Tensor]] | None = {}
+        self._displaced: dict[str, _Displaced] | None = {}
         for name, parameter in self.params.items():
             values = parameter.detach()[~self.masks[name]]
             self._zero(name)
-            self._displaced[name] = (parameter._version, values)
+            self._displaced[name] = _Displaced(values, parameter._version, _sum_of_bits(parameter))
 
     # --- What trains ---------------------------------------------------------------------------
 
     @property
     def replaces_next_step(self) -> bool:
         """Whether the next optimizer step is replaced by a mask update."""
-        sparse = any(self.counts[n] < p.numel() for n, p in self.params.items())
-        return self._trait("replaces_step") and self.algorithm.due(self.step + 1) and sparse
+        changeable = any(p.requires_grad and self.counts[n] < p.numel() for n, p in self.params.items())
+        return self._trait("replaces_step") and self.algorithm.due(self.step + 1) and changeable
 
     @property
     def explored(self) -> dict[str, int]:
@@ -274,12 +272,22 @@ class Sparsifier:
                 raise ValueError(
                     f"the saved {key} are of other tensors than the saved shapes: a damaged file"
                 )
+        if set(state_dict["dense_weights"]) != set(self._dense_weights):
+            raise ValueError(
+                f"the saved dense_weights are of {sorted(state_dict['dense_weights'])[:3]}, this algorithm "
+                f"keeps those of {sorted(self._dense_weights)[:3]}: another algorithm or a damaged file"
+            )
+        for key in ("step", "updates", "seed"):
+            if not isinstance(state_dict[key], int):
+                raise ValueError(f"the saved {key} must be an int, got {state_dict[key]!r}: a damaged file")
         if state_dict["algorithm"] != repr(self.algorithm) and not allow_other_algorithm:
             raise ValueError(
                 f"the state was saved under {state_dict['algorithm']}, but this optimizer uses "
                 f"{self.algorithm!r}; build it with the saved algorithm, or pass "
                 "allow_other_algorithm=True to continue under the new one"
             )
+        for name, parameter in self.params.items():
+            unpack(state_dict["explored"][name], parameter.shape)  # refuses what is not a packed mask
         return {
             name: unpack(state_dict["masks"][name].to(parameter.device), parameter.shape)
             for name, parameter in self.params.items()
@@ -420,8 +428,9 @@ class Sparsifier:
         """Return a mask on its parameter's device and in its memory layout, moving it if it must."""
         parameter, mask = self.params[name], self.masks[name]
         if mask.device != parameter.device or mask.stride() != parameter.stride():
-            mask = torch.empty_like(parameter, dtype=torch.bool).copy_(mask)
+            mask = _laid_out_as(parameter, mask)
             self.masks[name] = mask
+            self._changed.add(name)  # those who hold the old one are told
             self._explored[name] = self._explored[name].to(parameter.device)
         return mask
 
@@ -429,11 +438,13 @@ class Sparsifier:
         zero_inactive_(self.params[name].detach(), self._mask(name))
 
     def _restore_displaced(self) -> None:
-        for name, (version, values) in (self._displaced or {}).items():
+        for name, displaced in (self._displaced or {}).items():
             parameter, inactive = self.params[name], ~self._mask(name)
-            untouched = parameter._version == version and not parameter.detach()[inactive].any()
-            if untouched:
-                parameter[inactive] = values.to(parameter)
+            # Copies count from another version, and DDP's constructor writes the same weights again:
+            # then the bits tell that no other weights were loaded.
+            same = parameter._version == displaced.version or _sum_of_bits(parameter) == displaced.bits
+            if same and not parameter.detach()[inactive].any():
+                parameter[inactive] = displaced.values.to(parameter)
         self._displaced = None
 
     def _announce(self) -> None:
@@ -445,6 +456,14 @@ class Sparsifier:
                 if name in changed:
                     callback(name, self.masks[name], dense)
         self._changed, self._dense_announced = set(), dense
+
+
+class _Displaced(NamedTuple):
+    """What the first mask set to zero in a tensor, and how to tell whether the tensor was written since."""
+
+    values: Tensor
+    version: int
+    bits: int
 
 
 class _LazyEvidence(Mapping[str, Evidence]):
@@ -471,6 +490,18 @@ class _LazyEvidence(Mapping[str, Evidence]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+def _laid_out_as(parameter: Tensor, mask: Tensor) -> Tensor:
+    """Copy a mask to a parameter's device and strides, also where those leave gaps in memory."""
+    size, stride = parameter.size(), parameter.stride()
+    return torch.empty_strided(size, stride, dtype=torch.bool, device=parameter.device).copy_(mask)
+
+
+def _sum_of_bits(tensor: Tensor) -> int:
+    """Add up the bits of a tensor's entries, as integers: the same in any memory layout."""
+    integer = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    return int(tensor.detach().view(integer).sum(dtype=torch.int64))
 
 
 def _cloned(value: Any) -> Any:
