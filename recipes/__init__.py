@@ -1,0 +1,1 @@
+"""Training recipes: the one place that knows data sets, training loops and command lines."""
