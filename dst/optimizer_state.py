@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 from collections.abc import Mapping
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
+
+_told: set[type] = set()  # optimizer classes that the log has named; each is named once
 
 # Running means of squared gradients by the names torch's optimizers and most others give them.
 SECOND_MOMENTS = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "exp_inf", "sum", "acc_delta"})
@@ -40,17 +43,21 @@ def values_at_rest(base: torch.optim.Optimizer, parameter: nn.Parameter) -> dict
     tiny = nn.Parameter(torch.zeros([min(2, size) for size in parameter.shape]).to(parameter))
     tiny.grad = torch.zeros_like(tiny)
     try:
-        probe = _fresh(base, {**group, "params": [tiny]})
-        with torch.no_grad():
-            probe.step()
+        probe = _fresh(base, group, tiny)
+        # Below torch's hook wrapper: global step hooks are not told of a step that is not a step.
+        step = type(probe).step
+        with torch.no_grad(), torch.random.fork_rng():
+            getattr(step, "__wrapped__", step)(probe)
     except Exception as error:
         # A class that cannot be built from its own groups, such as one with extra constructor
         # arguments, is the user's: say what is assumed of it rather than refuse to train.
-        logger.warning(
-            "could not find out what %s holds for a fresh weight (%s); its per-weight state is reset to 0",
-            type(base).__name__,
-            error,
-        )
+        if type(base) not in _told:
+            _told.add(type(base))
+            logger.warning(
+                "could not find out what %s holds for a fresh weight (%s); its per-weight state is reset to 0",
+                type(base).__name__,
+                error,
+            )
         state = cast("Mapping[str, Any]", base.state.get(parameter, {}))
         return {key: 0.0 for key, value in state.items() if _is_per_weight(value, parameter)}
     state = cast("Mapping[str, Any]", probe.state[tiny])
@@ -85,11 +92,12 @@ def reset_(
                 entries.masked_fill_(newcomers, settled.mean())
 
 
-def _fresh(base: torch.optim.Optimizer, group: dict[str, Any]) -> torch.optim.Optimizer:
-    """Build an optimizer of the same class and options over one other group."""
+def _fresh(base: torch.optim.Optimizer, group: dict[str, Any], tiny: nn.Parameter) -> torch.optim.Optimizer:
+    """Build an optimizer of the same class and options over one other parameter."""
     accepted = inspect.signature(type(base).__init__).parameters
-    options = {key: value for key, value in base.defaults.items() if key in accepted}
-    return type(base)([group], **options)
+    defaults = {key: value for key, value in base.defaults.items() if key in accepted}
+    options = {key: copy.deepcopy(value) for key, value in group.items() if key != "params"}
+    return type(base)([{**options, "params": [tiny]}], **defaults)
 
 
 def _is_per_weight(value: object, parameter: Tensor) -> bool:

@@ -46,7 +46,7 @@ def snip(params: Mapping[str, Tensor], sparsity: float, *, loss: Loss | Sequence
         {'one': 0.75, 'two': 0.0}
 
     Source:
-        Lee et al., SNIP, ICLR 2019, equation 5 and algorithm 1; its layer ratios alone: Liu et al., More
+        Lee et al., SNIP, ICLR 2019, section 4 and algorithm 1; its layer ratios alone: Liu et al., More
         ConvNets in the 2020s (SLaK), ICLR 2023, section 4, and the released code.
     """
     masks = snip_masks(params, sparsity, loss=loss)
@@ -84,7 +84,7 @@ def snip_masks(
         {'weight': tensor([False,  True,  True])}
 
     Source:
-        Lee et al., SNIP, ICLR 2019, equation 5 and algorithm 1. The absolute value of the product, and not of
+        Lee et al., SNIP, ICLR 2019, section 4 and algorithm 1. The absolute value of the product, and not of
         the gradient alone: Evci et al., Rigging the Lottery, ICML 2020, appendix M.
     """
     asked = check_sparsity(sparsity)

@@ -222,11 +222,8 @@ def _progress(step: int, offset: int, steps: int) -> float:
 
 
 def _approach(start: float, end: float, remaining: float) -> float:
-    """Return end + (start - end) * remaining; rounding moves neither end and never leaves the range."""
-    if remaining == 1:
-        return start
-    low, high = min(start, end), max(start, end)
-    return min(max(end + (start - end) * remaining, low), high)
+    """Return end + (start - end) * remaining, exact at both ends."""
+    return start if remaining == 1 else end + (start - end) * remaining
 
 
 def _check_steps(steps: int) -> None:

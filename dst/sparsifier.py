@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .algorithms import Algorithm, Memory, Update
-from .distribution import active_counts
+from .counts import partial_counts
 from .masks import draw, pack, unpack
 from .optimizer_state import reset_
 from .scores import Evidence
@@ -145,7 +145,11 @@ class Sparsifier:
 
     @torch.no_grad()
     def mask_weights(self) -> None:
-        """Set the inactive weights to exactly +0.0."""
+        """Set the inactive weights to exactly +0.0, storing dense ones that the base has trained first."""
+        if self._dense_in_place:
+            for name, weights in self._dense_weights.items():
+                weights.copy_(self.params[name])
+            self._dense_in_place = False
         for name in self.params:
             self._zero(name)
 
@@ -167,10 +171,6 @@ class Sparsifier:
         """
         self._displaced = None
         self.step += 1
-        if self._dense_in_place:
-            for name, weights in self._dense_weights.items():
-                weights.copy_(self.params[name])
-            self._dense_in_place = False
         self.mask_weights()
         if self.algorithm.due(self.step):
             self._update(state, at_rest)
@@ -237,9 +237,9 @@ class Sparsifier:
             self._mask(name).copy_(masks[name])
             self.counts[name] = int(masks[name].count_nonzero())
             self._explored[name] = state_dict["explored"][name].to(parameter.device, copy=True)
-            if name in self._dense_weights:
-                self._dense_weights[name].copy_(state_dict["dense_weights"][name])
             self._zero(name)
+            if name in self._dense_weights:  # another algorithm may have kept none: then the sparse ones
+                self._dense_weights[name].copy_(state_dict["dense_weights"].get(name, parameter))
         self.forget_gradients()
         self._changed.update(self.params)
         self._announce()
@@ -272,11 +272,6 @@ class Sparsifier:
                 raise ValueError(
                     f"the saved {key} are of other tensors than the saved shapes: a damaged file"
                 )
-        if set(state_dict["dense_weights"]) != set(self._dense_weights):
-            raise ValueError(
-                f"the saved dense_weights are of {sorted(state_dict['dense_weights'])[:3]}, this algorithm "
-                f"keeps those of {sorted(self._dense_weights)[:3]}: another algorithm or a damaged file"
-            )
         for key in ("step", "updates", "seed"):
             if not isinstance(state_dict[key], int):
                 raise ValueError(f"the saved {key} must be an int, got {state_dict[key]!r}: a damaged file")
@@ -285,6 +280,12 @@ class Sparsifier:
                 f"the state was saved under {state_dict['algorithm']}, but this optimizer uses "
                 f"{self.algorithm!r}; build it with the saved algorithm, or pass "
                 "allow_other_algorithm=True to continue under the new one"
+            )
+        same_algorithm = state_dict["algorithm"] == repr(self.algorithm)
+        if same_algorithm and set(state_dict["dense_weights"]) != set(self._dense_weights):
+            raise ValueError(
+                f"the saved dense_weights are of {sorted(state_dict['dense_weights'])[:3]}, this algorithm "
+                f"keeps those of {sorted(self._dense_weights)[:3]}: a damaged file"
             )
         for name, parameter in self.params.items():
             unpack(state_dict["explored"][name], parameter.shape)  # refuses what is not a packed mask
@@ -404,14 +405,12 @@ class Sparsifier:
         return reads or not self._trait("masks_gradients")
 
     def _wanted(self, step: int) -> dict[str, int]:
-        """Return the active counts wanted at a step, by the rounding of the initial ones."""
+        """Return the active counts wanted at a step."""
         share = self._trait("share")
-        if share is None or share(step) == 1:
+        if share is None:
             return dict(self.targets)
         sizes = {name: parameter.numel() for name, parameter in self.params.items()}
-        part: float = share(step)
-        sparsities = {name: part * (size - self.targets[name]) / size for name, size in sizes.items()}
-        return active_counts(sizes, sparsities)
+        return partial_counts(sizes, self.targets, share(step))
 
     def _drawn(self, name: str) -> Tensor:
         parameter = self.params[name]

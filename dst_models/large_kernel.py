@@ -147,15 +147,15 @@ def _merge_children(module: nn.Module) -> None:
 
 
 def fold_norm_into_next(norm: nn.BatchNorm2d, layer: nn.Conv2d | nn.Linear) -> None:
-    """Fold a BatchNorm into the 1x1 convolution or linear layer (with bias) that follows it, in place.
+    """Fold a BatchNorm into the 1x1 convolution or linear layer that follows it, in place.
 
     ``W (s x + t) + b = (W s) x + (b + W t)``, exact because no padding lies between.
     """
     scale, shift = _scale_and_shift(norm)
     weight = layer.weight.detach()
     matrix = weight.flatten(1)
-    assert layer.bias is not None
-    layer.bias = nn.Parameter(layer.bias.detach() + matrix @ shift)
+    bias = 0.0 if layer.bias is None else layer.bias.detach()
+    layer.bias = nn.Parameter(bias + matrix @ shift)
     layer.weight = nn.Parameter((matrix * scale).view_as(weight))
 
 

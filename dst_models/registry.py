@@ -20,7 +20,8 @@ _ENTRIES: dict[str, Callable[..., nn.Module]] = {}
 def register_model(entry: Entry) -> Entry:
     """Register a function that builds a model under the function's own name.
 
-    An entry point that ends in ``**overrides`` hands them to the class named by its return annotation:
+    Under ``@register_model``, ``def slak_tiny(**overrides) -> SLaK`` is what ``create_model("slak_tiny")``
+    calls. An entry point that ends in ``**overrides`` hands them to the class named by its return annotation:
     what that class's constructor takes is what `create_model` accepts.
 
     Args:
@@ -33,13 +34,11 @@ def register_model(entry: Entry) -> Entry:
         ValueError: A model of that name is registered already.
 
     Example:
-        >>> from torch import nn
-        >>> from dst_models import create_model, register_model
-        >>> @register_model
-        ... def linear_probe(num_classes: int = 10) -> nn.Module:
-        ...     return nn.Linear(8, num_classes)
-        >>> create_model("linear_probe", num_classes=3)
-        Linear(in_features=8, out_features=3, bias=True)
+        >>> from dst_models import register_model
+        >>> from dst_models.slak import slak_tiny
+        >>> register_model(slak_tiny)
+        Traceback (most recent call last):
+        ValueError: a model named 'slak_tiny' is registered already; give the new one another name
     """
     name = entry.__name__
     if name in _ENTRIES:

@@ -220,7 +220,7 @@ class RepLKNet(nn.Module):
         merged = merged_copy(self)
         pairs = [(block, block.pw1) for stage in merged.stages for block in stage]
         for owner, following in [*pairs, (merged, merged.head)]:
-            if isinstance(owner.norm, nn.BatchNorm2d) and not isinstance(following, nn.Identity):
+            if isinstance(following, (nn.Conv2d, nn.Linear)) and not isinstance(owner.norm, nn.Identity):
                 fold_norm_into_next(owner.norm, following)
                 owner.norm = nn.Identity()
         return merged.requires_grad_(False)

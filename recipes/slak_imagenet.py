@@ -45,7 +45,7 @@ def digits() -> Config:
         augment=Augmentation(flip=0.0, degrees=15.0, translate=0.1, zoom=(0.85, 1.15), shear=10.0),
         model=ModelConfig(name="slak_micro", drop_path_rate=0.1, layer_scale_init=0.1),
         sparse=SparseConfig(drop_fraction=0.3, interval=20),
-        optim=OptimConfig(epochs=20, warmup_epochs=3, batch_size=64, ema_decay=0.99),
+        optim=OptimConfig(epochs=30, warmup_epochs=3, batch_size=64, ema_decay=0.99),
     )
 
 

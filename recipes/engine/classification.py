@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import heapq
 import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -195,12 +196,14 @@ def _draw(job: Job, state: State, folder: RunFolder) -> None:
     kernels = f"{title}: the large kernels after {state.step:,} steps"
     pictures.draw_kernels(pictures.to_cpu(engine.params), masks, folder.picture("kernels"), kernels)
     model = state.ema.module if state.ema else state.model
-    mistakes = sorted(_mistakes(job, model), key=lambda mistake: -mistake.probability)
-    if mistakes:
-        found = f"{len(mistakes):,} of {job.feed.sizes.held_out:,} held-out images are told wrong"
-        shown = "" if len(mistakes) <= MISTAKES else f"; the {MISTAKES} surest"
-        path = folder.picture("mistakes")
-        pictures.draw_mistakes(mistakes[:MISTAKES], path, f"{title}: {found}{shown}")
+    surest = heapq.nlargest(MISTAKES, _mistakes(job, model), key=lambda mistake: mistake.probability)
+    if surest:
+        row = state.history[-1]
+        images = job.feed.sizes.held_out
+        wrong = images - round(row.get("ema_accuracy", row["accuracy"]) * images)
+        told = f"told wrong: {wrong:,} of {images:,} held-out images of {job.config.data.source}"
+        told += f", the {MISTAKES} surest" if wrong > MISTAKES else ""
+        pictures.draw_mistakes(surest, folder.picture("mistakes"), told)
 
 
 def _mistakes(job: Job, model: nn.Module) -> Iterator[pictures.Mistake]:

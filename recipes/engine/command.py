@@ -36,7 +36,7 @@ def main(choose: Choose, description: str, argv: Sequence[str] | None = None) ->
     _show_warnings()
     try:
         return _dispatch(choose, arguments, console)
-    except (UserError, DataError) as error:
+    except (UserError, DataError, OSError) as error:
         print(f"error: {one_line(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -156,9 +156,9 @@ def draw_mistakes(mistakes: Sequence[Mistake], path: Path, title: str) -> None:
         path: the PNG file to write.
         title: stands over the picture.
     """
-    columns = min(8, max(4, len(mistakes)))
+    columns = min(8, len(mistakes))
     rows = -(-len(mistakes) // columns)
-    figure = Figure(figsize=(1.5 * columns, 0.6 + 1.9 * rows), layout="constrained")
+    figure = Figure(figsize=(max(6.5, 1.5 * columns), 0.7 + 1.9 * rows), layout="constrained")
     figure.suptitle(title)
     cells = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in cells:

@@ -143,6 +143,7 @@ class Reassigning(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.calls = self.calls + 1
         self.absent = torch.ones(1)
+        self.register_buffer("fresh", torch.ones(1))
         self.trunk[1].running_mean.zero_()  # a child written before it runs
         self.trunk[1].eval()
         return self.trunk(x + np.random.rand() + random.random() + torch.rand(()))  # noqa: NPY002

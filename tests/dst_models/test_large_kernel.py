@@ -112,7 +112,11 @@ def test_conv_norm_refuses_a_convolution_with_bias() -> None:
         ConvNorm(nn.Conv2d(2, 2, 1))
 
 
-@pytest.mark.parametrize("layer", [nn.Conv2d(5, 3, 1), nn.Linear(5, 3)], ids=["conv", "linear"])
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Conv2d(5, 3, 1), nn.Linear(5, 3), nn.Linear(5, 3, bias=False)],
+    ids=["conv", "linear", "no bias"],
+)
 @torch.no_grad()
 def test_a_norm_folds_into_the_layer_after_it(layer: nn.Module) -> None:
     torch.manual_seed(0)

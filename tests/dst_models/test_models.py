@@ -55,6 +55,15 @@ def test_a_merged_copy_is_frozen_and_stays_merged(case: str) -> None:
     assert relative_error(again(x), merged(x)) < 1e-6
 
 
+@pytest.mark.parametrize("family", ["slak", "replknet"])
+def test_synchronised_norms_merge_alike(family: str) -> None:
+    model = small_model(family)
+    expected = model.merge().state_dict()
+    actual = nn.SyncBatchNorm.convert_sync_batchnorm(model).merge().state_dict()
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[key], expected[key]) for key in expected)
+
+
 @pytest.mark.parametrize("case", SMALL)
 def test_every_parameter_gets_a_gradient(case: str) -> None:
     model = small_model(case, drop_path_rate=0.0).train()
@@ -113,6 +122,7 @@ def test_training_is_one_graph(family: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # from inside torch
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_the_compiled_model_gives_the_same(family: str) -> None:

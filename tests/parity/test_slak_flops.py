@@ -1,4 +1,4 @@
-"""SLaK's published counts (Liu et al., ICLR 2023, table 1); its "FLOPs" are MACs of non-zero weights."""
+"""SLaK's published counts (Liu et al., ICLR 2023); its "FLOPs" are MACs of non-zero weights."""
 
 from __future__ import annotations
 

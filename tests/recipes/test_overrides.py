@@ -49,7 +49,7 @@ def test_apply_changes_only_what_was_named_and_not_the_argument():
     before = digits()
     after = overrides.apply(before, ["optim.lr=1e-3", "model.depths=(1, 2, 3, 4)", "optim.ema_decay=none"])
     assert overrides.differences(before, after) == [
-        "model.depths: 1,1,2,1 -> 1,2,3,4",
+        "model.depths: none -> 1,2,3,4",
         "optim.lr: 0.004 -> 0.001",
         "optim.ema_decay: 0.99 -> none",
     ]

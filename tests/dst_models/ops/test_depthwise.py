@@ -114,6 +114,8 @@ def test_second_derivative_in_float32_by_the_fast_paths() -> None:
 
     def penalty(operator) -> tuple[Tensor, ...]:
         (grad,) = torch.autograd.grad(operator(x, weight).square().sum(), x, create_graph=True)
+        if operator is depthwise_conv2d:
+            assert "dst_models_depthwise_conv2d" in grad.grad_fn.name()
         return torch.autograd.grad(grad.square().sum(), (x, weight))
 
     for a, b in zip(penalty(depthwise_conv2d), penalty(depthwise_conv2d_reference), strict=True):
@@ -233,6 +235,14 @@ def test_flops_are_two_a_tap_and_output_in_each_of_three_passes(device: str) -> 
     with stock:
         depthwise_conv2d_reference(x, weight)
     assert stock.get_total_flops() == forward
+
+
+def test_flops_of_a_backward_pass_whose_forward_pass_was_not_counted() -> None:
+    x, weight, _ = leaves((2, 3, 6, 6), (51, 5))
+    y = depthwise_conv2d(x, weight).sum()
+    with FlopCounterMode(display=False) as counter:
+        y.backward()
+    assert counter.get_total_flops() == 2 * 2 * x.numel() * 51 * 5
 
 
 def test_torch_func_transforms_take_the_stock_operator() -> None:
