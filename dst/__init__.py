@@ -11,7 +11,7 @@ from .averaging import SparseEMA as SparseEMA
 from .counters import Counts as Counts
 from .counters import count as count
 from .counters import training_macs as training_macs
-from .distribution import active_counts as active_counts
+from .counts import active_counts as active_counts
 from .distribution import by_pattern as by_pattern
 from .distribution import er as er
 from .distribution import erk as erk

@@ -8,16 +8,19 @@ the attributes of `Algorithm`; the engine (`dst.Sparsifier`) stays the same.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
 from .masks import grow, prune
 from .schedules import Constant, Cosine, Every, Never, Schedule, Trigger
 from .scores import Evidence, Gradient, Magnitude, Random, ScoreFn
+
+logger = logging.getLogger(__name__)
 
 Memory = dict[str, Any]
 """What an algorithm remembers between updates: tensors, numbers, strings, and dicts or lists of them."""
@@ -42,37 +45,20 @@ class Update(NamedTuple):
 
 
 class Algorithm(Protocol):
-    """What the engine asks of an algorithm: `due` and `update`; the rest may be left out."""
+    """What the engine asks of an algorithm: `due` and `update`.
 
-    @property
-    def needs(self) -> frozenset[str]:
-        """What evidence is gathered: any of "grad", "state", "keys". Left out: nothing."""
-        ...
+    An algorithm may also have these attributes; where one is left out, the engine takes the default.
 
-    @property
-    def replaces_step(self) -> bool:
-        """Whether a mask update takes the place of the optimizer step. Left out: False."""
-        ...
-
-    @property
-    def masks_gradients(self) -> bool:
-        """Whether gradients of inactive weights are zeroed. Left out: True."""
-        ...
-
-    @property
-    def dense_weights(self) -> bool:
-        """Whether the base trains a dense copy behind the mask, one more copy in memory. Left out: False."""
-        ...
-
-    @property
-    def newcomers(self) -> Newcomers:
-        """What the optimizer state of weights that left or came becomes. Left out: "zero"."""
-        ...
-
-    @property
-    def share(self) -> Schedule | None:
-        """Sparsity wanted at a step as a share of the final one; None, or left out: always the final."""
-        ...
+    - `needs`, frozenset of str: evidence to gather, any of "grad", "state", "keys". Default: nothing.
+    - `replaces_step`, bool: a mask update takes the place of the optimizer step. Default: False.
+    - `masks_gradients`, bool: gradients of inactive weights are zeroed. Default: True.
+    - `dense_weights`, bool: the base trains a dense copy behind the mask, which the model sees masked;
+      one more copy of the weights in memory. Default: False.
+    - `newcomers`, "zero", "mean" or "keep": optimizer state of weights that left or came, see
+      `PruneAndGrow`. Default: "zero".
+    - `sparsity`, a schedule or None: the part of the final sparsity that is reached at a step, 0 dense,
+      1 all of it. Default: None, all of it always.
+    """
 
     @property
     def due(self) -> Trigger:
@@ -118,7 +104,8 @@ class PruneAndGrow:
             the mean over the tensor's active weights. "keep": not touched.
         regrown: A weight that leaves and comes back in one update restarts at "zero" or will "keep" its
             value and its optimizer state.
-        share: Schedule of the sparsity as a share of the final one (0 dense, 1 final), or None.
+        sparsity: Schedule of the part of the final sparsity that is reached, 0 dense, 1 all of it; None for
+            all of it always.
 
     Example:
         >>> rigl(total_steps=1000) == rigl(total_steps=1000)
@@ -134,9 +121,7 @@ class PruneAndGrow:
     masks_gradients: bool = True
     newcomers: Newcomers = "zero"
     regrown: Literal["zero", "keep"] = "zero"
-    share: Schedule | None = None
-
-    dense_weights: ClassVar[bool] = False
+    sparsity: Schedule | None = None
 
     def __post_init__(self) -> None:
         if self.newcomers not in ("zero", "keep", "mean"):
@@ -197,7 +182,13 @@ def static() -> PruneAndGrow:
 
 
 def set_(
-    *, total_steps: int, interval: int = 100, drop_fraction: float | Schedule = 0.3, stop: float = 0.75
+    *,
+    total_steps: int,
+    interval: int = 100,
+    drop_fraction: float | Schedule = 0.3,
+    stop: float = 0.75,
+    newcomers: Newcomers = "zero",
+    regrown: Literal["zero", "keep"] = "zero",
 ) -> PruneAndGrow:
     """Drop the smallest weights and grow random ones, after the optimizer step.
 
@@ -210,6 +201,9 @@ def set_(
         drop_fraction: Start of a cosine to 0 at the stop, or a schedule to be used as it is;
             `Constant(0.3)` is the original's.
         stop: Fraction of the training after which the masks stay, in (0, 1].
+        newcomers: Optimizer state of weights that left or came; see `PruneAndGrow`.
+        regrown: Whether a weight that leaves and comes back in one update restarts at "zero" or will
+            "keep" its value.
 
     Returns:
         An algorithm.
@@ -228,7 +222,11 @@ def set_(
     """
     end = _stop_step(total_steps, stop)
     return PruneAndGrow(
-        due=Every(interval, stop=end), grow=Random(), drop_fraction=_annealed(drop_fraction, end)
+        due=_updates(interval, end),
+        grow=Random(),
+        drop_fraction=_annealed(drop_fraction, end),
+        newcomers=newcomers,
+        regrown=regrown,
     )
 
 
@@ -271,7 +269,7 @@ def rigl(
     """
     end = _stop_step(total_steps, stop)
     return PruneAndGrow(
-        due=Every(interval, stop=end),
+        due=_updates(interval, end),
         grow=Gradient(),
         drop_fraction=_annealed(drop_fraction, end),
         replaces_step=True,
@@ -285,8 +283,9 @@ def slak(*, total_steps: int, interval: int = 100, drop_fraction: float | Schedu
 
     Rule: every `interval` steps, after the optimizer step, k = ceil(f(t) n) weights of the smallest |w|
     leave each tensor and k uniformly random ones come; f is a cosine from `drop_fraction` to 0.005 over
-    the whole training. Gradients are not masked and moments are never touched; a weight that leaves and
-    comes back in one update keeps its value.
+    the whole training, and updates never stop: weights that come in one at the last step stay at zero.
+    Gradients are not masked and moments are never touched; a weight that leaves and comes back in one
+    update keeps its value.
 
     Args:
         total_steps: Optimizer steps of the whole training.
@@ -308,10 +307,12 @@ def slak(*, total_steps: int, interval: int = 100, drop_fraction: float | Schedu
         Liu et al. 2023 (arXiv 2207.03620), section 4 and appendix A; github.com/VITA-Group/SLaK,
         sparse_core.py and funcs.py. Deviations: docs/reproduction/differences.md.
     """
+    end = _stop_step(total_steps, 1)
+    _warn_if_never(interval, end + 1)
     return PruneAndGrow(
         due=Every(interval),
         grow=Random(),
-        drop_fraction=_annealed(drop_fraction, _stop_step(total_steps, 1), floor=0.005),
+        drop_fraction=_annealed(drop_fraction, end, floor=0.005),
         rounding=math.ceil,
         masks_gradients=False,
         newcomers="keep",
@@ -333,6 +334,21 @@ def _stop_step(total_steps: int, stop: float) -> int:
     if not 0 < stop <= 1:
         raise ValueError(f"stop is a fraction of the training in (0, 1], got {stop}")
     return max(1, math.floor(stop * total_steps))
+
+
+def _updates(interval: int, stop: int) -> Every:
+    _warn_if_never(interval, stop)
+    return Every(interval, stop=stop)
+
+
+def _warn_if_never(interval: int, stop: int) -> None:
+    if interval >= stop:
+        logger.warning(
+            "no mask update is due: the first would be at step %d and updates end before step %d, so the "
+            "masks stay as they are drawn; lower the interval, or use dst.static() if that is meant",
+            interval,
+            stop,
+        )
 
 
 def _public_name(value: object) -> str:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from .masks import pack, unpack
 from .optimizer import SparseOptimizer
-from .selection import plain_name
+from .saved_state import cloned
+from .selection import plain_name, unwrapped
 from .sparsifier import Sparsifier
 from .upkeep import zero_inactive_
 
@@ -79,7 +80,7 @@ class SparseEMA:
     ) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"decay is the share of the old average that stays, in [0, 1), got {decay}")
-        live = _unwrapped(model)
+        live = unwrapped(model)
         self.module = copy.deepcopy(live).eval().requires_grad_(False)
         self.decay = decay
         self.updates = 0
@@ -118,7 +119,7 @@ class SparseEMA:
             "updates": self.updates,
             "decay": self.decay,
             "masks": {name: mask.clone() for name, mask in self._masks_before.items()},
-            "module": {plain: _cloned(value) for plain, (_, value) in _by_plain_name(self.module).items()},
+            "module": {plain: cloned(value) for plain, (_, value) in _by_plain_name(self.module).items()},
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -211,17 +212,6 @@ class _Masked:
         return self.sparsifier.masks[self.name].to(self.pair.average.device)
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
-    parallel = (nn.parallel.DistributedDataParallel, nn.DataParallel)
-    while True:
-        if isinstance(model, parallel):
-            model = cast("nn.Module", model.module)
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        else:
-            return model
-
-
 def _as_optimizers(optimizer: object) -> list[SparseOptimizer]:
     if isinstance(optimizer, SparseOptimizer):
         return [optimizer]
@@ -294,10 +284,6 @@ def _by_plain_name(module: nn.Module) -> dict[str, tuple[str, Any]]:
             "'module' and '_orig_mod' are stripped; rename one of the two attributes"
         )
     return plain
-
-
-def _cloned(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _check_names(what: str, saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .algorithms import Algorithm
-from .selection import near_names, plain_name
+from .selection import near_names, plain_name, unwrapped
 from .tally import Work, forward_work
 
 
@@ -124,7 +124,7 @@ def count(
         raise TypeError(
             f"input_size must be a size without the batch, such as (3, 224, 224), got {input_size!r}"
         )
-    model = _unwrapped(model)
+    model = unwrapped(model)
     by_id = _by_identity(model, masks or {})
     rows = tuple(_rows(model, by_id, forward_work(model, size, dtype, by_id)))
     return Counts(
@@ -171,7 +171,7 @@ def training_macs(counts: Counts, algorithm: Algorithm) -> float:
         Evci et al., Rigging the Lottery, ICML 2020, appendix H.
     """
     sparse, dense = counts.sparse_macs, counts.macs
-    if getattr(algorithm, "share", None) is not None:
+    if getattr(algorithm, "sparsity", None) is not None:
         raise ValueError(
             "this algorithm changes the sparsity during training, so no single step stands for all; count "
             "with the masks of several steps and average"
@@ -184,16 +184,6 @@ def training_macs(counts: Counts, algorithm: Algorithm) -> float:
     if not isinstance(interval, int):
         raise ValueError(f"the cost needs mask updates at a regular interval, got due={algorithm.due!r}")
     return (3 * sparse * interval + 2 * sparse + dense) / (interval + 1)
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    while True:
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = cast("nn.Module", model.module)
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        else:
-            return model
 
 
 def _by_identity(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[int, Tensor]:

@@ -129,7 +129,7 @@ def er(params: Mapping[str, Tensor], sparsity: float, *, power_scale: float = 1.
 
     Source:
         Mocanu et al., Scalable training of artificial neural networks with adaptive sparse connectivity,
-        2018, equation 3; Evci et al., Rigging the Lottery, ICML 2020, section 3 (1).
+        2018, Methods; Evci et al., Rigging the Lottery, ICML 2020, section 3 (1).
     """
     shapes = {name: tuple(tensor.shape)[:2] for name, tensor in params.items()}
     return _water_filling(_sizes(params), shapes, check_sparsity(sparsity), power_scale)
@@ -199,53 +199,6 @@ def by_pattern(params: Mapping[str, Tensor], mapping: Mapping[str, float]) -> di
                 f"{near_names(pattern, params)}"
             )
     return {name: values[_first_match(name, values)] for name in params}
-
-
-def active_counts(
-    sizes: Mapping[str, int],
-    sparsities: Mapping[str, float],
-    *,
-    sparsity: float | None = None,
-    floor: int = 1,
-) -> dict[str, int]:
-    """Turn layer sparsities into exact numbers of active weights, by largest remainder.
-
-    The counts sum to round(sum_l (1 - s_l) N_l); each is within one of (1 - s_l) N_l unless the floor moves
-    it; equal remainders are settled by name, so the order of the tensors does not matter. A tensor below the
-    floor is lifted to it, and the tensors with the most active weights pay, one weight at a time; a tensor of
-    sparsity 0 pays only when no other can.
-
-    Args:
-        sizes: Name to number of weights N_l.
-        sparsities: Name to layer sparsity s_l in [0, 1], for the same names.
-        sparsity: The global sparsity S asked for. If sum_l (1 - s_l) N_l agrees with (1 - S) N to 1e-9
-            (relative), the total is exactly round((1 - S) N), whatever the layer sparsities lost to rounding.
-        floor: Least number of active weights of a tensor (at most its size); a tensor of sparsity exactly 1
-            has none.
-
-    Returns:
-        Name to number of active weights, Python ints, in the order of `sizes`.
-
-    Raises:
-        ValueError: If the names differ, a sparsity is outside [0, 1], or the floor needs more than the total.
-        TypeError: If a sparsity is not a number.
-
-    Example:
-        >>> active_counts({"a": 10, "b": 10, "c": 1000}, {"a": 0.75, "b": 0.75, "c": 0.999})
-        {'a': 3, 'b': 2, 'c': 1}
-
-    Source:
-        Largest remainder: A. Hamilton's method of apportionment.
-    """
-    if sizes.keys() != sparsities.keys():
-        raise ValueError(
-            "sizes and sparsities must hold the same names, but "
-            f"{sorted(sizes.keys() ^ sparsities.keys())} are in only one of them"
-        )
-    layer = {name: check_sparsity(sparsities[name], f"sparsity of {name!r}") for name in sizes}
-    total = _total(sizes, layer, sparsity)
-    counts = _largest_remainder(sizes, layer, total)
-    return _lift_to_floor(counts, sizes, layer, floor)
 
 
 def warn_if_mostly_dense(sparsities: Mapping[str, float]) -> None:
@@ -342,52 +295,3 @@ def _first_match(name: str, patterns: Mapping[str, float]) -> str:
         f"no pattern of the sparsity mapping matches {name!r}; add it, or a last pattern '*', or leave it "
         f"out of the selection (patterns: {', '.join(map(repr, patterns))})"
     )
-
-
-def _total(sizes: Mapping[str, int], sparsities: Mapping[str, float], sparsity: float | None) -> int:
-    # Grouping equal sparsities makes uniform's total Python's own round((1 - s) * N).
-    groups: dict[float, int] = {}
-    for name, value in sparsities.items():
-        groups[value] = groups.get(value, 0) + sizes[name]
-    exact = math.fsum((1.0 - value) * size for value, size in groups.items())
-    if sparsity is not None:
-        asked = (1.0 - check_sparsity(sparsity)) * sum(sizes.values())
-        if math.isclose(exact, asked, rel_tol=1e-9):
-            return round(asked)
-    return round(exact)
-
-
-def _largest_remainder(
-    sizes: Mapping[str, int], sparsities: Mapping[str, float], total: int
-) -> dict[str, int]:
-    quotas = {name: (1 - Fraction(sparsities[name])) * size for name, size in sizes.items()}
-    counts = {name: math.floor(quota) for name, quota in quotas.items()}
-    order = sorted(counts, key=lambda name: (counts[name] - quotas[name], name))
-    missing = total - sum(counts.values())
-    while missing > 0:
-        for name in order:
-            if missing > 0 and counts[name] < sizes[name]:
-                counts[name] += 1
-                missing -= 1
-    for name in reversed(order):  # the global sparsity may round one below quotas that are all whole
-        if missing < 0 and counts[name] > 0:
-            counts[name] -= 1
-            missing += 1
-    return counts
-
-
-def _lift_to_floor(
-    counts: dict[str, int], sizes: Mapping[str, int], sparsities: Mapping[str, float], floor: int
-) -> dict[str, int]:
-    least = {name: 0 if sparsities[name] == 1.0 else min(floor, sizes[name]) for name in sizes}
-    if sum(least.values()) > sum(counts.values()):
-        raise ValueError(
-            f"{sum(counts.values())} active weights cannot give each of {len(sizes)} tensors the least "
-            f"number of {floor}, {sum(least.values())} in all; lower the sparsity or select fewer tensors"
-        )
-    lifted = {name: max(count, least[name]) for name, count in counts.items()}
-    for _ in range(sum(lifted.values()) - sum(counts.values())):
-        givers = [name for name in lifted if lifted[name] > least[name]]
-        giver = min(givers, key=lambda name: (sparsities[name] == 0.0, -lifted[name], name))
-        lifted[giver] -= 1
-    return lifted

@@ -25,7 +25,7 @@ def prune(scores: Tensor, mask: Tensor, k: int) -> Tensor:
     is exactly zero is not an inactive one.
 
     Args:
-        scores: Any real dtype, the mask's shape; larger means keep.
+        scores: Floating point, signed integer, bool or uint8; the mask's shape; larger means keep.
         mask: bool; True is active.
         k: How many leave, 0 to the number of active entries.
 
@@ -53,7 +53,7 @@ def grow(scores: Tensor, mask: Tensor, k: int) -> Tensor:
     Among equal scores the lowest index comes first. NaN counts as smaller than every number.
 
     Args:
-        scores: Any real dtype, the mask's shape; larger means grow first.
+        scores: Floating point, signed integer, bool or uint8; the mask's shape; larger means grow first.
         mask: bool; True is active.
         k: How many come, 0 to the number of inactive entries.
 
@@ -78,7 +78,7 @@ def draw(keys: Tensor, k: int) -> Tensor:
     """Return a fresh mask of exactly k active entries: those with the largest keys.
 
     Args:
-        keys: Any real dtype; random keys give a uniformly random mask.
+        keys: Floating point, signed integer, bool or uint8; random keys give a uniformly random mask.
         k: How many are active, 0 to the number of entries.
 
     Returns:
@@ -193,11 +193,16 @@ def _kth_largest(keys: Tensor, candidates: Tensor, k: int, size: int) -> Tensor:
         rank = round((1 - k / size) * sample.numel())  # of the threshold, counted from below
         margin = 4 * round((sample.numel() * k / size * (1 - k / size)) ** 0.5) + 4
         if sample.numel() > 2 * margin:
-            low = sample.kthvalue(max(rank - margin, 1)).values
-            high = sample.kthvalue(min(rank + margin, sample.numel())).values
+            low = _kth_smallest(sample, max(rank - margin, 1))
+            high = _kth_smallest(sample, min(rank + margin, sample.numel()))
             above = int(((keys > high) & candidates).count_nonzero())
             inside = keys.masked_select((keys >= low) & (keys <= high) & candidates)
             if above < k <= above + inside.numel():
-                return inside.kthvalue(inside.numel() - (k - above) + 1).values
+                return _kth_smallest(inside, inside.numel() - (k - above) + 1)
     pool = keys.masked_select(candidates)
-    return pool.kthvalue(size - k + 1).values
+    return _kth_smallest(pool, size - k + 1)
+
+
+def _kth_smallest(values: Tensor, k: int) -> Tensor:
+    # On CUDA kthvalue refuses torch's deterministic mode, for the sake of an index that is not read here.
+    return values.sort().values[k - 1] if values.is_cuda else values.kthvalue(k).values

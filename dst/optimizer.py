@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any, overload
@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .algorithms import Algorithm
-from .distribution import active_counts, by_pattern, check_sparsity, erk, warn_if_mostly_dense
+from .counts import active_counts
+from .distribution import Distribution, by_pattern, check_sparsity, erk, warn_if_mostly_dense
 from .optimizer_state import values_at_rest
 from .schedules import Never
 from .selection import plain_name, select
 from .sparsifier import Sparsifier
 
-Distribution = Callable[[Mapping[str, Tensor], float], Mapping[str, float]]
-"""From name -> parameter and a global sparsity to name -> sparsity."""
+logger = logging.getLogger(__name__)
 
 
 class SparseOptimizer(Optimizer):
@@ -88,7 +88,13 @@ class SparseOptimizer(Optimizer):
         # For the hooks and the step that torch patches; its own groups and state are base's.
         super().__init__(base.param_groups, base.defaults)
         self._ready = True
+        if distribution is not erk and not isinstance(sparsity, (int, float)):
+            raise ValueError(
+                "distribution spreads one sparsity over the tensors, but masks or a sparsity for each name "
+                "were given; leave distribution out"
+            )
         if masks is not None:
+            masks = {plain_name(name): mask for name, mask in masks.items()}
             params = _with_masks(params_or_model, masks)
             counts = {name: int(masks[name].count_nonzero()) for name in params}
         else:
@@ -97,7 +103,6 @@ class SparseOptimizer(Optimizer):
             counts = _counts(params, sparsity, distribution)
         _check_held(base, params)
         self.sparsifier = Sparsifier(params, masks, counts, algorithm=algorithm, seed=seed)
-        _warn_of_other_zeros(self.sparsifier)
 
     # --- Training ------------------------------------------------------------------------------
 
@@ -123,20 +128,26 @@ class SparseOptimizer(Optimizer):
             if closure is not None:
                 loss = self._evaluate(closure)
             engine.mask_gradients()
-        elif closure is not None:
-            loss = self.base.step(lambda: self._evaluate(closure, prepare=True))
         else:
-            engine.before_step()
-            loss = self.base.step()
-        engine.after_step(self.base.state, lambda parameter: values_at_rest(self.base, parameter))
+            try:
+                if closure is not None:
+                    loss = self.base.step(lambda: self._evaluate(closure, prepare=True))
+                else:
+                    engine.before_step()
+                    loss = self.base.step()
+            except BaseException:
+                engine.mask_weights()  # a step that fails half-way leaves no dense model behind
+                raise
+        engine.after_step(self.base.state, values_at_rest(self.base))
         return loss
 
     def mask_gradients(self) -> None:
         """Zero the gradients of inactive weights now, as for clipping the norm of the sparse gradient.
 
-        Call it after `backward` (and after `scaler.unscale_`), before clipping. `step` masks in any
-        case, and calling this again changes nothing. Under an algorithm that lets dense gradients
-        through, such as `dst.slak`, it leaves them as they are.
+        Call it after the last `backward` of a step (and after `scaler.unscale_`), before clipping: gradients
+        accumulated afterwards would be added to masked ones. `step` masks in any case, and calling this
+        again changes nothing. Under an algorithm that lets dense gradients through, such as `dst.slak`, it
+        leaves them as they are.
 
         Example:
             >>> import dst
@@ -288,6 +299,14 @@ def _selected(params_or_model: nn.Module | Mapping[str, nn.Parameter]) -> dict[s
         return select(params_or_model)
     params = {plain_name(name): parameter for name, parameter in params_or_model.items()}
     _check_params(params)
+    vectors = [name for name, parameter in params.items() if parameter.dim() < 2]
+    if vectors:
+        logger.warning(
+            "%d of the tensors to be made sparse have fewer than two dimensions, such as %r: biases and "
+            "norms are usually kept dense, as dst.select(model) does",
+            len(vectors),
+            vectors[0],
+        )
     return params
 
 
@@ -360,22 +379,6 @@ def _counts(
         )
     warn_if_mostly_dense(sparsities)
     return active_counts(sizes, sparsities, sparsity=sparsity)
-
-
-def _warn_of_other_zeros(engine: Sparsifier) -> None:
-    zeros = sum(
-        int(((parameter.detach() == 0) & engine.masks[name]).count_nonzero())
-        for name, parameter in engine.params.items()
-    )
-    total = _total(engine.params)
-    if zeros > 0.01 * total:
-        warnings.warn(
-            f"{zeros:,} of the {total:,} selected weights are exactly zero where the new masks are active: "
-            "if this model was trained sparse, its masks are not these; take them with "
-            "masks=dst.masks_from_weights(model), or load the optimizer's state before the first step",
-            UserWarning,
-            stacklevel=3,
-        )
 
 
 def _total(params: Mapping[str, Tensor]) -> int:

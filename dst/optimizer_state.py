@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
-_told: set[type] = set()  # optimizer classes that the log has named; each is named once
+_said: set[str] = set()  # what the log was told, once each
 
 # Running means of squared gradients by the names torch's optimizers and most others give them.
 SECOND_MOMENTS = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "exp_inf", "sum", "acc_delta"})
 
 
-def values_at_rest(base: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, float]:
-    """Return what the optimizer holds for an entry that has seen zero gradients only.
+def values_at_rest(base: torch.optim.Optimizer) -> Callable[[nn.Parameter], Mapping[str, float]]:
+    """Return a function that tells what the optimizer holds for an entry that has seen zero gradients only.
 
     Zero is not always right: Adamax holds 1e-8, Rprop the learning rate, Adagrad its initial sum. So a
     fresh optimizer of the same class and options is run one step on a tiny zero parameter with a zero
@@ -29,38 +29,51 @@ def values_at_rest(base: torch.optim.Optimizer, parameter: nn.Parameter) -> dict
 
     Args:
         base: The optimizer; it is not touched.
-        parameter: One of its parameters.
 
     Returns:
-        Name of the state, such as "exp_avg", to the value of an entry at rest.
+        From one of its parameters to: name of the state, such as "exp_avg", to the value at rest. It runs
+        an optimizer once for each parameter group and kind of shape.
 
     Example:
         >>> weight = nn.Parameter(torch.ones(2, 2))
-        >>> values_at_rest(torch.optim.Adagrad([weight], initial_accumulator_value=0.5), weight)
+        >>> values_at_rest(torch.optim.Adagrad([weight], initial_accumulator_value=0.5))(weight)
         {'sum': 0.5}
     """
-    group = next(g for g in base.param_groups if any(p is parameter for p in g["params"]))
-    tiny = nn.Parameter(torch.zeros([min(2, size) for size in parameter.shape]).to(parameter))
+    group_of = {id(p): group for group in base.param_groups for p in group["params"]}
+    known: dict[object, Mapping[str, float]] = {}
+
+    def at_rest(parameter: nn.Parameter) -> Mapping[str, float]:
+        group = group_of[id(parameter)]
+        shape = tuple(min(2, size) for size in parameter.shape)
+        key = (id(group), shape, parameter.dtype, parameter.device)
+        if key not in known:
+            known[key] = _probed(base, group, parameter, shape)
+        return known[key]
+
+    return at_rest
+
+
+def _probed(
+    base: torch.optim.Optimizer, group: dict[str, Any], parameter: nn.Parameter, shape: tuple[int, ...]
+) -> Mapping[str, float]:
+    tiny = nn.Parameter(torch.zeros(shape).to(parameter))
     tiny.grad = torch.zeros_like(tiny)
     try:
         probe = _fresh(base, group, tiny)
         # Below torch's hook wrapper: global step hooks are not told of a step that is not a step.
         step = type(probe).step
-        with torch.no_grad(), torch.random.fork_rng():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
             getattr(step, "__wrapped__", step)(probe)
+        state = cast("Mapping[str, Any]", probe.state[tiny])
     except Exception as error:
         # A class that cannot be built from its own groups, such as one with extra constructor
         # arguments, is the user's: say what is assumed of it rather than refuse to train.
-        if type(base) not in _told:
-            _told.add(type(base))
-            logger.warning(
-                "could not find out what %s holds for a fresh weight (%s); its per-weight state is reset to 0",
-                type(base).__name__,
-                error,
-            )
+        _say_once(
+            f"could not find out what {type(base).__name__} holds for a fresh weight ({error}); its "
+            "per-weight state is reset to 0"
+        )
         state = cast("Mapping[str, Any]", base.state.get(parameter, {}))
         return {key: 0.0 for key, value in state.items() if _is_per_weight(value, parameter)}
-    state = cast("Mapping[str, Any]", probe.state[tiny])
     return {key: float(value.reshape(-1)[0]) for key, value in state.items() if _is_per_weight(value, tiny)}
 
 
@@ -85,6 +98,11 @@ def reset_(
         entries = state.get(key)
         if not isinstance(entries, Tensor) or entries.shape != changed.shape:
             continue
+        if not entries.is_floating_point():
+            _say_once(
+                f"the optimizer's {key} is {entries.dtype}, not a float: it is not reset for new weights"
+            )
+            continue
         entries.masked_fill_(changed, value)
         if newcomers is not None and key in SECOND_MOMENTS:
             settled = entries.masked_select(active & ~newcomers)
@@ -102,3 +120,9 @@ def _fresh(base: torch.optim.Optimizer, group: dict[str, Any], tiny: nn.Paramete
 
 def _is_per_weight(value: object, parameter: Tensor) -> bool:
     return isinstance(value, Tensor) and value.dim() > 0 and value.shape == parameter.shape
+
+
+def _say_once(sentence: str) -> None:
+    if sentence not in _said:
+        _said.add(sentence)
+        logger.warning(sentence)

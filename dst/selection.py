@@ -14,7 +14,8 @@ from torch.nn.parameter import is_lazy
 
 logger = logging.getLogger(__name__)
 
-_WRAPPERS = frozenset({"module", "_orig_mod"})  # DistributedDataParallel, AveragedModel; torch.compile
+# What DistributedDataParallel and AveragedModel, torch.compile, and activation checkpointing put into names.
+_WRAPPERS = frozenset({"module", "_orig_mod", "_checkpoint_wrapped_module"})
 _WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)  # pyright: ignore[reportPrivateUsage]
 _SPLIT_PROJECTIONS = frozenset({"q_proj_weight", "k_proj_weight", "v_proj_weight"})
 
@@ -88,7 +89,7 @@ def select(
 
 
 def plain_name(name: str) -> str:
-    """Strip the path components that wrappers add, `module` and `_orig_mod`, from a parameter or module name.
+    """Strip from a name the path components that wrappers add, such as `module` and `_orig_mod`.
 
     Args:
         name: A dotted name.
@@ -101,6 +102,23 @@ def plain_name(name: str) -> str:
         'stages.0.weight'
     """
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside DataParallel, DistributedDataParallel and torch.compile.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> unwrapped(nn.DataParallel(layer)) is layer
+        True
+    """
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = cast("nn.Module", model.module)
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
 
 
 def near_names(wanted: str, names: Iterable[str]) -> str:

@@ -6,6 +6,8 @@ per-weight state, and nothing of algorithms beyond `dst.algorithms.Algorithm`.
 
 from __future__ import annotations
 
+import operator
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -17,9 +19,10 @@ from .algorithms import Algorithm, Memory, Update
 from .counts import partial_counts
 from .masks import draw, pack, unpack
 from .optimizer_state import reset_
+from .saved_state import checked_masks, cloned
 from .scores import Evidence
 from .sync import average_over_ranks, random_keys, several_ranks
-from .upkeep import zero_inactive_
+from .upkeep import same_layout, zero_inactive_
 
 AtRest = Callable[[nn.Parameter], Mapping[str, float]]
 """The per-weight optimizer state of a weight that has seen zero gradients only, by name."""
@@ -33,12 +36,8 @@ _DEFAULTS: dict[str, Any] = {
     "masks_gradients": True,
     "dense_weights": False,
     "newcomers": "zero",
-    "share": None,
+    "sparsity": None,
 }
-
-
-_BY_TENSOR = ("shapes", "targets", "masks", "explored")
-_STATE_KEYS = (*_BY_TENSOR, "step", "updates", "seed", "algorithm", "last_grown", "memory", "dense_weights")
 
 
 class Sparsifier:
@@ -84,7 +83,7 @@ class Sparsifier:
     ) -> None:
         self.params = dict(params)
         self.algorithm = algorithm
-        self.seed = seed
+        self.seed = operator.index(seed)
         self.step = 0
         self.updates = 0
         self.targets = dict(counts)
@@ -104,6 +103,7 @@ class Sparsifier:
         self._explored = {name: pack(mask) for name, mask in self.masks.items()}
         if self._trait("dense_weights"):
             self._dense_weights = {n: p.detach().clone() for n, p in self.params.items()}
+        self._warn_of_other_zeros()
         # Real trainers load the model, wrap it and load the optimizer. Until the first step the values
         # that this first mask destroys are kept, so that loading other masks loses nothing.
         self._displaced: dict[str, _Displaced] | None = {}
@@ -137,11 +137,18 @@ class Sparsifier:
         """
         if not self._trait("masks_gradients"):
             return
-        if self.needs("grad") and self.algorithm.due(self.step + 1):
+        if self._needs("grad") and self.algorithm.due(self.step + 1):
             self._keep_dense_gradients()
         for name, parameter in self.params.items():
-            if parameter.grad is not None:
-                zero_inactive_(parameter.grad, self._mask(name))
+            gradient = parameter.grad
+            if gradient is None or self.counts[name] == parameter.numel():
+                continue
+            if gradient.layout != torch.strided:
+                raise ValueError(
+                    f"the gradient of {name!r} is {gradient.layout}; masked training needs dense gradients, "
+                    "such as an embedding with sparse=False gives"
+                )
+            zero_inactive_(gradient, self._mask(name))
 
     @torch.no_grad()
     def mask_weights(self) -> None:
@@ -158,8 +165,10 @@ class Sparsifier:
         """Prepare gradients, and weights that the base trains densely, for the base optimizer's step."""
         self.mask_gradients()
         for name, weights in self._dense_weights.items():
-            self.params[name].copy_(weights)
-        self._dense_in_place = True
+            # Active weights are taken as they stand: somebody may have loaded others since the last step.
+            parameter = self.params[name]
+            parameter.copy_(torch.where(self._mask(name), parameter, weights))
+        self._dense_in_place = bool(self._dense_weights)
 
     @torch.no_grad()
     def after_step(self, state: Mapping[Tensor, Any], at_rest: AtRest) -> None:
@@ -176,6 +185,10 @@ class Sparsifier:
             self._update(state, at_rest)
         self.forget_gradients()
         self._announce()
+
+    def weights(self, name: str) -> Tensor:
+        """Return what an algorithm judges: the dense weights behind the mask, where there are any."""
+        return self._dense_weights.get(name, self.params[name].detach())
 
     def forget_gradients(self) -> None:
         """Drop dense gradients kept for an update, as when a step is skipped and the gradients cleared."""
@@ -207,7 +220,7 @@ class Sparsifier:
             "masks": {name: pack(mask) for name, mask in self.masks.items()},
             "explored": {name: bits.clone() for name, bits in self._explored.items()},
             "last_grown": dict(self.last_grown),
-            "memory": _cloned(self._memory),
+            "memory": cloned(self._memory),
             "dense_weights": {name: weights.clone() for name, weights in self._dense_weights.items()},
         }
 
@@ -232,7 +245,8 @@ class Sparsifier:
         self.seed = int(state_dict["seed"])
         self.targets = {name: int(state_dict["targets"][name]) for name in self.params}
         self.last_grown = {str(name): int(grown) for name, grown in state_dict["last_grown"].items()}
-        self._memory = _cloned(state_dict["memory"])
+        same = state_dict["algorithm"] == repr(self.algorithm)
+        self._memory = cloned(state_dict["memory"]) if same else {}
         for name, parameter in self.params.items():
             self._mask(name).copy_(masks[name])
             self.counts[name] = int(masks[name].count_nonzero())
@@ -252,47 +266,16 @@ class Sparsifier:
         Returns:
             Name to bool mask.
         """
-        missing = [key for key in _STATE_KEYS if key not in state_dict]
-        if missing:
-            raise ValueError(f"the saved sparse state lacks {missing}; it was not written by dst")
-        shapes = {name: list(parameter.shape) for name, parameter in self.params.items()}
-        if state_dict["shapes"] != shapes:
-            saved: Mapping[str, list[int]] = state_dict["shapes"]
-            different = sorted(
-                name for name in saved.keys() | shapes.keys() if saved.get(name) != shapes.get(name)
-            )
-            name = different[0]
-            raise ValueError(
-                f"the saved masks are of other tensors: {len(different)} differ, the first is {name!r}, "
-                f"saved as {saved.get(name)}, here {shapes.get(name)}; wrap the model that was saved, "
-                "with the same selection"
-            )
-        for key in _BY_TENSOR:
-            if set(state_dict[key]) != set(self.params):
-                raise ValueError(
-                    f"the saved {key} are of other tensors than the saved shapes: a damaged file"
-                )
-        for key in ("step", "updates", "seed"):
-            if not isinstance(state_dict[key], int):
-                raise ValueError(f"the saved {key} must be an int, got {state_dict[key]!r}: a damaged file")
-        if state_dict["algorithm"] != repr(self.algorithm) and not allow_other_algorithm:
-            raise ValueError(
-                f"the state was saved under {state_dict['algorithm']}, but this optimizer uses "
-                f"{self.algorithm!r}; build it with the saved algorithm, or pass "
-                "allow_other_algorithm=True to continue under the new one"
-            )
-        same_algorithm = state_dict["algorithm"] == repr(self.algorithm)
-        if same_algorithm and set(state_dict["dense_weights"]) != set(self._dense_weights):
+        masks = checked_masks(
+            state_dict, self.params, repr(self.algorithm), allow_other_algorithm=allow_other_algorithm
+        )
+        same = state_dict["algorithm"] == repr(self.algorithm)
+        if same and set(state_dict["dense_weights"]) != set(self._dense_weights):
             raise ValueError(
                 f"the saved dense_weights are of {sorted(state_dict['dense_weights'])[:3]}, this algorithm "
                 f"keeps those of {sorted(self._dense_weights)[:3]}: a damaged file"
             )
-        for name, parameter in self.params.items():
-            unpack(state_dict["explored"][name], parameter.shape)  # refuses what is not a packed mask
-        return {
-            name: unpack(state_dict["masks"][name].to(parameter.device), parameter.shape)
-            for name, parameter in self.params.items()
-        }
+        return masks
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_callbacks": [], "_dense_gradients": {}}
@@ -301,11 +284,11 @@ class Sparsifier:
 
     def _update(self, state: Mapping[Tensor, Any], at_rest: AtRest) -> None:
         names = self._updatable()
-        wanted = self._wanted(self.step) if self._trait("share") else self.counts
+        wanted = self._wanted(self.step) if self._trait("sparsity") else self.counts
         outcome = self.algorithm.update(
             self.step,
             {name: wanted[name] for name in names},
-            _LazyEvidence(self, names, state),
+            _LazyEvidence(names, lambda name: self._evidence(name, state)),
             self._memory,
         )
         result = outcome if isinstance(outcome, Update) else Update(*outcome)
@@ -328,11 +311,11 @@ class Sparsifier:
         parameter, mask = self.params[name], self.masks[name]
         came = new & ~mask
         changed = mask ^ new
+        self.last_grown[name] = int(came.count_nonzero())
         if restarted is not None:
             came, changed = came | restarted, changed | restarted
         mask.copy_(new)
         self.counts[name] = int(new.count_nonzero())
-        self.last_grown[name] = int(came.count_nonzero())
         self._explored[name] |= pack(new)
         if name in self._dense_weights:
             parameter.copy_(self._dense_weights[name])
@@ -362,7 +345,7 @@ class Sparsifier:
     def _updatable(self) -> list[str]:
         """Return the tensors an update may touch: trained ones, with a gradient where one is read."""
         names = [name for name, parameter in self.params.items() if parameter.requires_grad]
-        if not self.needs("grad"):
+        if not self._needs("grad"):
             return names
         has = torch.tensor([self.params[name].grad is not None for name in names], dtype=torch.int32)
         if several_ranks() and names:  # all ranks must take the same way through the collectives
@@ -370,11 +353,17 @@ class Sparsifier:
             dist.all_reduce(has, op=dist.ReduceOp.MAX)
         return [name for name, some in zip(names, has.tolist(), strict=True) if some]
 
-    def weights(self, name: str) -> Tensor:
-        """Return the weights an algorithm judges: the dense ones behind the mask, where there are any."""
-        return self._dense_weights.get(name, self.params[name].detach())
+    def _evidence(self, name: str, state: Mapping[Tensor, Any]) -> Evidence:
+        parameter = self.params[name]
+        return Evidence(
+            weight=self.weights(name),
+            mask=self.masks[name],
+            grad=self._gradient(name) if self._needs("grad") else None,
+            state=state.get(parameter, {}) if self._needs("state") else {},
+            keys=self._keys(name, self.step) if self._needs("keys") else None,
+        )
 
-    def gradient(self, name: str) -> Tensor:
+    def _gradient(self, name: str) -> Tensor:
         """Return the dense gradient of a tensor, averaged over ranks, as a tensor of its own."""
         parameter = self.params[name]
         gradient = self._dense_gradients.get(name)
@@ -395,29 +384,29 @@ class Sparsifier:
     def _trait(self, name: str) -> Any:
         return getattr(self.algorithm, name, _DEFAULTS[name])
 
-    def needs(self, what: str) -> bool:
+    def _needs(self, what: str) -> bool:
         """Tell whether the algorithm reads some evidence: "grad", "state" or "keys"."""
         return what in self._trait("needs")
 
     @property
     def _dense_next(self) -> bool:
-        reads = self.needs("grad") and self.algorithm.due(self.step + 1)
+        reads = self._needs("grad") and self.algorithm.due(self.step + 1)
         return reads or not self._trait("masks_gradients")
 
     def _wanted(self, step: int) -> dict[str, int]:
         """Return the active counts wanted at a step."""
-        share = self._trait("share")
-        if share is None:
+        reached = self._trait("sparsity")
+        if reached is None:
             return dict(self.targets)
         sizes = {name: parameter.numel() for name, parameter in self.params.items()}
-        return partial_counts(sizes, self.targets, share(step))
+        return partial_counts(sizes, self.targets, reached(step))
 
     def _drawn(self, name: str) -> Tensor:
         parameter = self.params[name]
-        keys = self.keys(name, 0)
+        keys = self._keys(name, 0)
         return draw(keys, self.counts[name]).to(parameter.device)
 
-    def keys(self, name: str, step: int) -> Tensor:
+    def _keys(self, name: str, step: int) -> Tensor:
         """Return the int32 random keys of a tensor at a step, in its shape."""
         parameter = self.params[name]
         index = torch.arange(parameter.numel(), dtype=torch.int32, device=parameter.device)
@@ -426,7 +415,7 @@ class Sparsifier:
     def _mask(self, name: str) -> Tensor:
         """Return a mask on its parameter's device and in its memory layout, moving it if it must."""
         parameter, mask = self.params[name], self.masks[name]
-        if mask.device != parameter.device or mask.stride() != parameter.stride():
+        if mask.device != parameter.device or not same_layout(mask, parameter):
             mask = _laid_out_as(parameter, mask)
             self.masks[name] = mask
             self._changed.add(name)  # those who hold the old one are told
@@ -434,17 +423,36 @@ class Sparsifier:
         return mask
 
     def _zero(self, name: str) -> None:
-        zero_inactive_(self.params[name].detach(), self._mask(name))
+        if self.counts[name] < self.params[name].numel():
+            zero_inactive_(self.params[name].detach(), self._mask(name))
 
     def _restore_displaced(self) -> None:
         for name, displaced in (self._displaced or {}).items():
             parameter, inactive = self.params[name], ~self._mask(name)
-            # Copies count from another version, and DDP's constructor writes the same weights again:
-            # then the bits tell that no other weights were loaded.
-            same = parameter._version == displaced.version or _sum_of_bits(parameter) == displaced.bits
+            # The bits tell whether other weights were loaded since. Versions do not: copies count from
+            # another one, DDP's constructor writes the same weights again, and writes to .data count none.
+            if parameter.dtype == displaced.values.dtype:
+                same = _sum_of_bits(parameter) == displaced.bits
+            else:
+                same = parameter._version == displaced.version
             if same and not parameter.detach()[inactive].any():
                 parameter[inactive] = displaced.values.to(parameter)
         self._displaced = None
+
+    def _warn_of_other_zeros(self) -> None:
+        zeros = sum(
+            int(((parameter.detach() == 0) & self.masks[name]).count_nonzero())
+            for name, parameter in self.params.items()
+        )
+        total = sum(parameter.numel() for parameter in self.params.values())
+        if zeros > 0.01 * total:
+            warnings.warn(
+                f"{zeros:,} of the {total:,} selected weights are exactly zero where the new masks are "
+                "active: if this model was trained sparse, its masks are not these; take them with "
+                "masks=dst.masks_from_weights(model), or load the optimizer's state before the first step",
+                UserWarning,
+                stacklevel=4,
+            )
 
     def _announce(self) -> None:
         dense, changed = self._dense_next, self._changed
@@ -468,21 +476,16 @@ class _Displaced(NamedTuple):
 class _LazyEvidence(Mapping[str, Evidence]):
     """Evidence made when it is asked for, so that keys and gradients exist for one tensor at a time."""
 
-    def __init__(self, engine: Sparsifier, names: list[str], state: Mapping[Tensor, Any]) -> None:
-        self._engine, self._names, self._state = engine, names, state
+    def __init__(self, names: list[str], make: Callable[[str], Evidence]) -> None:
+        self._names, self._make = names, make
 
     def __getitem__(self, name: str) -> Evidence:
         if name not in self._names:
             raise KeyError(name)
-        engine = self._engine
-        parameter = engine.params[name]
-        return Evidence(
-            weight=engine.weights(name),
-            mask=engine.masks[name],
-            grad=engine.gradient(name) if engine.needs("grad") else None,
-            state=self._state.get(parameter, {}) if engine.needs("state") else {},
-            keys=engine.keys(name, engine.step) if engine.needs("keys") else None,
-        )
+        return self._make(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names  # without making the evidence, as the inherited method would
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -501,14 +504,3 @@ def _sum_of_bits(tensor: Tensor) -> int:
     """Add up the bits of a tensor's entries, as integers: the same in any memory layout."""
     integer = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
     return int(tensor.detach().view(integer).sum(dtype=torch.int64))
-
-
-def _cloned(value: Any) -> Any:
-    """Copy nested dicts and lists of tensors and primitives."""
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, dict):
-        return {key: _cloned(entry) for key, entry in value.items()}  # type: ignore[misc]
-    if isinstance(value, (list, tuple)):
-        return [_cloned(entry) for entry in value]  # type: ignore[misc]
-    return value

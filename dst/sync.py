@@ -71,8 +71,13 @@ def average_over_ranks(tensor: Tensor) -> Tensor:
         RigL (arXiv 1911.11134), appendix M: criteria that were not averaged cost up to 1 % accuracy.
     """
     if several_ranks():
+        # Half precision is divided first: a sum over ranks may leave its range.
+        first = tensor.dtype == torch.float16
+        if first:
+            tensor.div_(dist.get_world_size())
         dist.all_reduce(tensor)
-        tensor.div_(dist.get_world_size())
+        if not first:
+            tensor.div_(dist.get_world_size())
     return tensor
 
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from .saliency import undisturbed
+from .undisturbed import undisturbed
 
 logger = logging.getLogger(__name__)
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 # About one megabyte of int32: the mask is widened chunk by chunk inside a core's cache.
 _CHUNK = 1 << 18
+_SMALL = 1 << 14  # below, one call of torch.where costs less than the calls of the loop
 _INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -27,19 +28,31 @@ def zero_inactive_(tensor: Tensor, mask: Tensor) -> None:
         >>> weight
         tensor([1., 0., 0.])
     """
-    if mask.stride() != tensor.stride():
-        mask = torch.empty_like(tensor, dtype=torch.bool).copy_(mask)
-    flat = _in_memory_order(tensor)
     integer = _INTEGER.get(tensor.element_size())
-    if flat is None or integer is None or tensor.device.type != "cpu" or tensor.is_complex():
-        torch.where(mask, tensor, torch.zeros((), dtype=tensor.dtype, device=tensor.device), out=tensor)
+    large = tensor.device.type == "cpu" and tensor.numel() >= _SMALL
+    flat = _in_memory_order(tensor) if large else None
+    if flat is None or integer is None:
+        zero = torch.zeros((), dtype=tensor.dtype, device=tensor.device)
+        torch.where(mask, tensor, zero, out=tensor)
         return
+    if not same_layout(mask, tensor):
+        mask = torch.empty_like(tensor, dtype=torch.bool).copy_(mask)
     bits = flat.view(integer)
     active = mask.as_strided((mask.numel(),), (1,), mask.storage_offset())
-    scratch = torch.empty(min(_CHUNK, bits.numel()), dtype=integer)
+    scratch = torch.empty(min(_CHUNK, bits.numel()), dtype=integer, device=bits.device)
     for chunk, keep in zip(bits.split(_CHUNK), active.split(_CHUNK), strict=True):
         ones = scratch[: chunk.numel()].copy_(keep).neg_()
         chunk.bitwise_and_(ones)
+
+
+def same_layout(one: Tensor, other: Tensor) -> bool:
+    """Tell whether two tensors of one shape have their entries in the same order in memory.
+
+    Strides of dimensions of size 1 mean nothing and differ freely, as between a depthwise kernel
+    (C, 1, h, w) and its gradient.
+    """
+    strides = zip(one.stride(), other.stride(), one.shape, strict=True)
+    return all(a == b or size == 1 for a, b, size in strides)
 
 
 def _in_memory_order(tensor: Tensor) -> Tensor | None:

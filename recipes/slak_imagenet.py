@@ -43,7 +43,7 @@ def digits() -> Config:
             evaluation_batch=360,
         ),
         augment=Augmentation(flip=0.0, degrees=15.0, translate=0.1, zoom=(0.85, 1.15), shear=10.0),
-        model=ModelConfig(name="slak_micro", drop_path_rate=0.1, layer_scale_init=0.1),
+        model=ModelConfig(name="slak_micro", drop_path_rate=0.1, layer_scale_init=1.0),
         sparse=SparseConfig(drop_fraction=0.3, interval=20),
         optim=OptimConfig(epochs=30, warmup_epochs=3, batch_size=64, ema_decay=0.99),
     )
@@ -71,7 +71,7 @@ def image_folder() -> Config:
         name="images",
         data=DataConfig(source="", size=64, workers=2),
         augment=Augmentation(crop_scale=(0.35, 1.0)),
-        model=ModelConfig(name="slak_micro", stem_stride=4, drop_path_rate=0.1, layer_scale_init=0.1),
+        model=ModelConfig(name="slak_micro", stem_stride=4, drop_path_rate=0.1, layer_scale_init=1.0),
         sparse=SparseConfig(drop_fraction=0.3, interval=50),
         optim=OptimConfig(epochs=30, warmup_epochs=3, batch_size=64, ema_decay=0.998),
         run=RunConfig(),

@@ -100,25 +100,25 @@ def _contestant(
     return run
 
 
-def _milliseconds(run: Callable[[], None], calls: int) -> float:
-    start = time.perf_counter()
+def _milliseconds(run: Callable[[], None], calls: int, clock: Callable[[], float]) -> float:
+    start = clock()
     for _ in range(calls):
         run()
-    return (time.perf_counter() - start) / calls * 1e3
+    return (clock() - start) / calls * 1e3
 
 
-def measure(shape: Shape, batch: int, rounds: int, dtype: torch.dtype) -> Row:
+def measure(shape: Shape, batch: int, rounds: int, dtype: torch.dtype, clock: Callable[[], float]) -> Row:
     """Time stock and ours in both layouts, interleaved, and compare best with best."""
     keys = list(itertools.product(_OPERATORS, _LAYOUTS))
     runs = {key: _contestant(_OPERATORS[key[0]], shape, batch, dtype, key[1]) for key in keys}
     calls = {}
     for key, run in runs.items():
         run()  # oneDNN compiles its kernel on the first call
-        calls[key] = max(1, min(100, round(10 / _milliseconds(run, 1))))
+        calls[key] = max(1, min(100, round(10 / _milliseconds(run, 1, clock))))
     times: dict[tuple[str, str], list[float]] = {key: [] for key in keys}
     for _ in range(rounds):
         for key, run in runs.items():
-            times[key].append(_milliseconds(run, calls[key]))
+            times[key].append(_milliseconds(run, calls[key], clock))
     median = {key: statistics.median(values) for key, values in times.items()}
     stock = min((key for key in keys if key[0] == "stock"), key=median.__getitem__)
     ours = min((key for key in keys if key[0] == "ours"), key=median.__getitem__)
@@ -170,6 +170,11 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="count this process's processor time (busy machine, one thread)",
+    )
     return parser.parse_args(arguments)
 
 
@@ -181,13 +186,14 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     settings = {
         "torch": torch.__version__,
         "processor": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
-        **{name: getattr(options, name) for name in ("threads", "batch", "rounds", "dtype")},
+        **{name: getattr(options, name) for name in ("threads", "batch", "rounds", "dtype", "cpu_time")},
     }
+    dtype = getattr(torch, options.dtype)
+    clock = time.process_time if options.cpu_time else time.perf_counter
     print(", ".join(f"{name} {value}" for name, value in settings.items()))
     groups = {}
     for name in options.shapes:
-        dtype = getattr(torch, options.dtype)
-        rows = [measure(shape, options.batch, options.rounds, dtype) for shape in SHAPES[name]]
+        rows = [measure(shape, options.batch, options.rounds, dtype, clock) for shape in SHAPES[name]]
         _print_group(name, rows)
         groups[name] = {"rows": [asdict(row) for row in rows], "geometric_mean": geometric_means(rows)}
     result = {**settings, "groups": groups}

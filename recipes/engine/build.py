@@ -69,15 +69,14 @@ def build_state(
     base = torch.optim.AdamW(
         decay_groups(model, optim.weight_decay), lr=optim.lr, betas=_pair(optim.betas), fused=True
     )
-    params = dst.select(model)
-    sparsity: float | Mapping[str, float] = sparse.sparsity
+    distribution = DISTRIBUTIONS.get(sparse.distribution, dst.uniform)
     if sparse.distribution == "snip" and first_batch is not None and sparse.sparsity > 0:
-        sparsity = dst.snip(params, sparse.sparsity, loss=functools.partial(task.loss, model, first_batch))
+        distribution = functools.partial(dst.snip, loss=functools.partial(task.loss, model, first_batch))
     optimizer = dst.SparseOptimizer(
         base,
-        params,
-        sparsity=sparsity,
-        distribution=DISTRIBUTIONS.get(sparse.distribution, dst.uniform),
+        dst.select(model),
+        sparsity=sparse.sparsity,
+        distribution=distribution,
         algorithm=build_algorithm(sparse, total_steps),
         seed=run.seed,
     )

@@ -147,7 +147,7 @@ class GlobalMagnitude:
     """Prune the smallest weights of all tensors together, to a sparsity that rises."""
 
     interval: int
-    share: Callable[[int], float]
+    sparsity: Callable[[int], float]
 
     def due(self, step: int) -> bool:
         return step % self.interval == 0

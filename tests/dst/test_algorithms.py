@@ -356,7 +356,7 @@ def test_a_share_makes_exact_counts_that_only_fall(grow):
     sizes = {"a": (9, 11), "b": (3, 3, 3, 3), "c": (50,), "d": (7,), "e": (2, 3)}
     params = {name: nn.Parameter(torch.randn(shape, generator=generator)) for name, shape in sizes.items()}
     share = Cubic(0.0, steps=200, end=1.0, offset=10)
-    algorithm = PruneAndGrow(due=Every(3), grow=grow, drop_fraction=Constant(0.2), share=share)
+    algorithm = PruneAndGrow(due=Every(3), grow=grow, drop_fraction=Constant(0.2), sparsity=share)
     sparsity = {"a": 0.9, "b": 0.75, "c": 0.55, "d": 0.3, "e": 0.0}
     base = torch.optim.SGD(list(params.values()), lr=0.1, momentum=0.9)
     optimizer = dst.SparseOptimizer(base, params, sparsity=sparsity, algorithm=algorithm)
@@ -479,7 +479,7 @@ def presets() -> list[PruneAndGrow]:
         dst.rigl(total_steps=1000),
         dst.rigl(total_steps=1000, regrown="keep"),
         dst.slak(total_steps=1000, drop_fraction=InversePower(0.4, 10)),
-        PruneAndGrow(due=Every(5), share=Cubic(0.0, 10, 1.0), newcomers="mean"),
+        PruneAndGrow(due=Every(5), sparsity=Cubic(0.0, 10, 1.0), newcomers="mean"),
     ]
 
 
@@ -496,7 +496,7 @@ def test_the_repr_prints_the_whole_algorithm():
     assert repr(dst.slak(total_steps=1000)) == (
         "PruneAndGrow(due=Every(interval=100, start=0, stop=None), prune=Magnitude(), grow=Random(), "
         "drop_fraction=Cosine(start=0.3, steps=1000, end=0.005, offset=0), rounding=math.ceil, "
-        "replaces_step=False, masks_gradients=False, newcomers='keep', regrown='keep', share=None)"
+        "replaces_step=False, masks_gradients=False, newcomers='keep', regrown='keep', sparsity=None)"
     )
 
 

@@ -403,6 +403,6 @@ def test_training_costs_are_read_from_the_fields_not_the_name() -> None:
 
 def test_training_costs_without_a_fixed_sparsity_or_interval_raise() -> None:
     with pytest.raises(ValueError, match="changes the sparsity during training"):
-        training_macs(COUNTS, PruneAndGrow(due=Every(10), share=Cubic(0.0, 100, 1.0)))
+        training_macs(COUNTS, PruneAndGrow(due=Every(10), sparsity=Cubic(0.0, 100, 1.0)))
     with pytest.raises(ValueError, match="regular interval"):
         training_macs(COUNTS, PruneAndGrow(due=lambda step: step in (3, 7), grow=Gradient()))

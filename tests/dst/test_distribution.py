@@ -13,8 +13,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dst.counts import active_counts
 from dst.distribution import (
-    active_counts,
     by_pattern,
     check_sparsity,
     er,

@@ -80,7 +80,7 @@ def test_at_rest_is_what_zero_gradients_leave(name: str, steps: int):
             weight.grad = torch.randn(shape, generator=torch.Generator().manual_seed(1))
             base.step()
         expected = after_zero_gradients(build, shape, torch.float32, steps)
-        assert {key: {value} for key, value in values_at_rest(base, weight).items()} == expected
+        assert {key: {value} for key, value in values_at_rest(base)(weight).items()} == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
@@ -88,31 +88,31 @@ def test_at_rest_is_what_zero_gradients_leave(name: str, steps: int):
 def test_the_dtype_is_the_parameters(name: str, dtype: torch.dtype):
     weight = nn.Parameter(torch.ones(3, 3, dtype=dtype))
     expected = after_zero_gradients(OPTIMIZERS[name], (3, 3), dtype, 3)
-    found = values_at_rest(OPTIMIZERS[name]([weight]), weight)
+    found = values_at_rest(OPTIMIZERS[name]([weight]))(weight)
     assert {key: {value} for key, value in found.items()} == expected
 
 
 def test_known_values():
     weight = nn.Parameter(torch.ones(2, 2))
-    assert values_at_rest(torch.optim.SGD([weight], lr=0.1), weight) == {}
-    assert values_at_rest(torch.optim.AdamW([weight]), weight) == {"exp_avg": 0.0, "exp_avg_sq": 0.0}
-    assert values_at_rest(torch.optim.Adamax([weight]), weight)["exp_inf"] == pytest.approx(1e-8)
-    assert values_at_rest(torch.optim.Rprop([weight], lr=0.25), weight)["step_size"] == 0.25
+    assert values_at_rest(torch.optim.SGD([weight], lr=0.1))(weight) == {}
+    assert values_at_rest(torch.optim.AdamW([weight]))(weight) == {"exp_avg": 0.0, "exp_avg_sq": 0.0}
+    assert values_at_rest(torch.optim.Adamax([weight]))(weight)["exp_inf"] == pytest.approx(1e-8)
+    assert values_at_rest(torch.optim.Rprop([weight], lr=0.25))(weight)["step_size"] == 0.25
 
 
 def test_the_options_are_those_of_the_parameters_own_group():
     first, second = (nn.Parameter(torch.ones(2, 2)) for _ in range(2))
     base = torch.optim.Rprop([{"params": [first], "lr": 0.25}, {"params": [second], "lr": 0.5}])
-    assert values_at_rest(base, first)["step_size"] == 0.25
-    assert values_at_rest(base, second)["step_size"] == 0.5
+    assert values_at_rest(base)(first)["step_size"] == 0.25
+    assert values_at_rest(base)(second)["step_size"] == 0.5
     base.param_groups[0]["amsgrad"] = True  # an entry the class does not know must not matter
-    assert values_at_rest(base, first)["step_size"] == 0.25
+    assert values_at_rest(base)(first)["step_size"] == 0.25
 
 
 def test_named_parameters_are_taken():
     layer = nn.Linear(3, 2)
     base = torch.optim.Adamax(layer.named_parameters())
-    assert set(values_at_rest(base, layer.weight)) == {"exp_avg", "exp_inf"}
+    assert set(values_at_rest(base)(layer.weight)) == {"exp_avg", "exp_inf"}
 
 
 def snapshot(base: Optimizer) -> dict:
@@ -140,7 +140,7 @@ def test_the_base_is_not_touched(name: str, caplog: pytest.LogCaptureFixture):
     base.register_step_post_hook(lambda *_: fired.append("post"))
     state = base.state[weight]
     before = snapshot(base), weight.detach().clone(), weight.grad.clone(), torch.get_rng_state()
-    values_at_rest(base, weight)
+    values_at_rest(base)(weight)
     assert same(before[0], base.state_dict())
     assert base.state[weight] is state
     assert list(base.state) == [weight]
@@ -173,7 +173,7 @@ def test_a_class_that_cannot_be_rebuilt_rests_at_zero_and_says_so(caplog: pytest
     layer.weight.grad = torch.ones(2, 3)
     base.step()
     with caplog.at_level(logging.WARNING, logger="dst"):
-        assert values_at_rest(base, layer.weight) == {"velocity": 0.0}
+        assert values_at_rest(base)(layer.weight) == {"velocity": 0.0}
     (record,) = caplog.records
     assert "NeedsModel" in record.getMessage()
     assert "reset to 0" in record.getMessage()
@@ -189,7 +189,7 @@ class Renamed(torch.optim.Adamax):
 
 def test_a_subclass_keeps_its_own_options():
     weight = nn.Parameter(torch.ones(2, 2))
-    assert values_at_rest(Renamed([weight]), weight)["exp_inf"] == pytest.approx(1e-3)
+    assert values_at_rest(Renamed([weight]))(weight)["exp_inf"] == pytest.approx(1e-3)
 
 
 # --- Resets ------------------------------------------------------------------------------------

@@ -162,11 +162,12 @@ def evaluated(model: nn.Module, optimizer: dst.SparseOptimizer) -> tuple[nn.Modu
     [
         rewritten,
         converted,
+        lambda model, optimizer: (model.to(torch.float64), optimizer),
         evaluated,
         lambda *both: copy.deepcopy(both),
         lambda *both: pickle.loads(pickle.dumps(both)),
     ],
-    ids=["ddp", "converted", "evaluated", "deepcopy", "pickle"],
+    ids=["ddp", "converted", "float64", "evaluated", "deepcopy", "pickle"],
 )
 @pytest.mark.filterwarnings("ignore:.*selected weights are exactly zero:UserWarning")
 def test_what_happens_between_wrapping_and_loading_loses_no_weight(
@@ -181,10 +182,21 @@ def test_what_happens_between_wrapping_and_loading_loses_no_weight(
     again.load_state_dict(saved["model"])
     again, restored = between(again, sparse(again, optim.AdamW, name, interval=INTERVAL, seed=4))
     restored.load_state_dict(saved["optimizer"])
-    assert same_bits(snapshot(model, optimizer), snapshot(again, restored))
+    again.to(torch.float32)
+    assert same_bits(model.state_dict(), again.state_dict())
+    assert same_bits(optimizer.state_dict()["sparse"], restored.state_dict()["sparse"])
 
 
-def test_a_model_loaded_after_wrapping_is_not_written_over() -> None:
+def written_to_data(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Load as much code of the field does, by writes that torch does not count."""
+    for name, parameter in model.named_parameters():
+        parameter.data.copy_(state[name])
+
+
+@pytest.mark.parametrize("load", [nn.Module.load_state_dict, written_to_data], ids=["load", "data"])
+def test_a_model_loaded_after_wrapping_is_not_written_over(
+    load: Callable[[nn.Module, dict[str, Tensor]], object],
+) -> None:
     """Values put back must never replace loaded ones, not even those that are zero where both masks meet."""
     model = mlp()
     optimizer = sparse(model, optim.AdamW, "set", interval=1, seed=1)
@@ -194,7 +206,7 @@ def test_a_model_loaded_after_wrapping_is_not_written_over() -> None:
     restored = sparse(again, optim.AdamW, "set", interval=1, seed=1)  # the mask of before the update
     grown = optimizer.masks["0.weight"] & ~restored.masks["0.weight"]
     assert grown.any()
-    again.load_state_dict(saved["model"])
+    load(again, saved["model"])
     restored.load_state_dict(saved["optimizer"])
     assert not bits(again[0].weight)[grown].any()  # newcomers: active and zero
     assert same_bits(saved["model"], again.state_dict())
@@ -452,7 +464,7 @@ REFUSALS: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str]] = {
         lambda saved: sparse(mlp(), optim.AdamW, "set").state_dict(),
         "saved under PruneAndGrow.*but this optimizer uses.*allow_other_algorithm=True",
     ),
-    "missing step": (damaged(lambda s: s.pop("step")), r"lacks \['step'\]"),
+    "missing step": (damaged(lambda s: s.pop("step")), r"lacks 'step'"),
     "missing mask": (damaged(lambda s: s["masks"].pop("3.weight")), "saved masks are of other tensors"),
     "missing explored": (damaged(lambda s: s["explored"].pop("3.weight")), "saved explored are of other"),
     "short mask": (

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dst.distribution import active_counts
+from dst.counts import active_counts
 from dst.saliency import snip, snip_masks
 from dst.selection import select
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from dst.algorithms import PruneAndGrow, rigl, set_, static
 from dst.counters import Counts, count, training_macs
-from dst.distribution import Distribution, active_counts, erk, uniform
+from dst.counts import active_counts
+from dst.distribution import Distribution, erk, uniform
 from dst.schedules import Every
 from dst.scores import Gradient
 from dst.selection import select

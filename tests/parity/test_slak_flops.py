@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 import dst_models
 from dst.counters import Counts, count
-from dst.distribution import active_counts, erk, uniform, warn_if_mostly_dense
+from dst.counts import active_counts
+from dst.distribution import erk, uniform, warn_if_mostly_dense
 from dst.saliency import snip
 from dst.selection import select
 
