@@ -32,7 +32,7 @@ Newcomers = Literal["zero", "keep", "mean"]
 class Update(NamedTuple):
     """The outcome of one mask update.
 
-    Args:
+    Attributes:
         masks: Name to bool tensor; a tensor that is left out keeps its mask.
         memory: What the algorithm remembers from now on.
         restarted: Name to bool tensor: weights that left and came back in this same update and start
@@ -107,7 +107,7 @@ class PruneAndGrow:
         sparsity: Schedule of the part of the final sparsity that is reached, 0 dense, 1 all of it; None for
             all of it always.
 
-    Example:
+    Examples:
         >>> rigl(total_steps=1000) == rigl(total_steps=1000)
         True
     """
@@ -171,7 +171,7 @@ def static() -> PruneAndGrow:
     Returns:
         An algorithm that is never due.
 
-    Example:
+    Examples:
         >>> static().due(100)
         False
 
@@ -211,7 +211,7 @@ def set_(
     Raises:
         ValueError: If a number is out of its range.
 
-    Example:
+    Examples:
         >>> set_(total_steps=1000).due(100), set_(total_steps=1000).due(800)
         (True, False)
 
@@ -260,7 +260,7 @@ def rigl(
     Raises:
         ValueError: If a number is out of its range.
 
-    Example:
+    Examples:
         >>> rigl(total_steps=1000).replaces_step
         True
 
@@ -299,7 +299,7 @@ def slak(*, total_steps: int, interval: int = 100, drop_fraction: float | Schedu
     Raises:
         ValueError: If a number is out of its range.
 
-    Example:
+    Examples:
         >>> slak(total_steps=1000).masks_gradients
         False
 

@@ -56,7 +56,7 @@ class SparseEMA:
         TypeError: If `optimizer` is not a `SparseOptimizer` or a sequence of them.
         ValueError: If the decay is out of range, or an optimizer has no masked tensor in the model.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(4, 1, bias=False)
         >>> from dst.algorithms import static
         >>> optimizer = SparseOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model,

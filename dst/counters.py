@@ -112,7 +112,7 @@ def count(
             model has uninitialised (lazy) parameters.
         TypeError: If `input_size` is not one or several integers.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Flatten(), nn.Linear(128, 10))
         >>> mask = torch.arange(216).reshape(8, 3, 3, 3) < 54
         >>> counts = count(model, (3, 4, 4), masks={"0.weight": mask})
@@ -161,7 +161,7 @@ def training_macs(counts: Counts, algorithm: Algorithm) -> float:
         ValueError: If the algorithm's sparsity changes during training, or it reads gradients at times that
             are not a regular interval.
 
-    Example:
+    Examples:
         >>> from .algorithms import rigl, static
         >>> counts = Counts(params=100, nonzero=10, macs=1000, sparse_macs=100, rows=())
         >>> training_macs(counts, static()), training_macs(counts, rigl(total_steps=1000, interval=9))

@@ -38,7 +38,7 @@ def active_counts(
         ValueError: If the names differ, a sparsity is outside [0, 1], or the floor needs more than the total.
         TypeError: If a sparsity is not a number.
 
-    Example:
+    Examples:
         >>> active_counts({"a": 10, "b": 10, "c": 1000}, {"a": 0.75, "b": 0.75, "c": 0.999})
         {'a': 3, 'b': 2, 'c': 1}
 
@@ -75,7 +75,7 @@ def partial_counts(sizes: Mapping[str, int], targets: Mapping[str, int], reached
     Raises:
         ValueError: If `reached` lies outside [0, 1].
 
-    Example:
+    Examples:
         >>> partial_counts({"a": 10, "b": 5}, {"a": 4, "b": 2}, 0.5)
         {'a': 7, 'b': 4}
 

@@ -32,7 +32,7 @@ def uniform(params: Mapping[str, Tensor], sparsity: float, *, dense_first: bool 
         TypeError: If `sparsity` is not a number.
         ValueError: If `sparsity` is outside [0, 1], or `params` or one of its tensors is empty.
 
-    Example:
+    Examples:
         >>> import torch
         >>> uniform({"a": torch.zeros(4, 4), "b": torch.zeros(2, 4)}, 0.5)
         {'a': 0.5, 'b': 0.5}
@@ -68,7 +68,7 @@ def uniform_plus(params: Mapping[str, Tensor], sparsity: float) -> dict[str, flo
         ValueError: If `sparsity` is outside [0, 1] or higher than the two exceptions allow, or `params` or
             one of its tensors is empty.
 
-    Example:
+    Examples:
         >>> import torch
         >>> shapes = {"conv": (4, 1, 5, 5), "hidden": (30, 30), "head": (10, 10)}
         >>> params = {name: torch.zeros(shape) for name, shape in shapes.items()}
@@ -122,7 +122,7 @@ def er(params: Mapping[str, Tensor], sparsity: float, *, power_scale: float = 1.
         TypeError: If `sparsity` is not a number.
         ValueError: If `sparsity` is outside [0, 1], or `params` or one of its tensors is empty.
 
-    Example:
+    Examples:
         >>> import torch
         >>> er({"a": torch.zeros(10, 10), "b": torch.zeros(40, 40)}, 0.9)
         {'a': 0.66, 'b': 0.915}
@@ -154,7 +154,7 @@ def erk(params: Mapping[str, Tensor], sparsity: float, *, power_scale: float = 1
         TypeError: If `sparsity` is not a number.
         ValueError: If `sparsity` is outside [0, 1], or `params` or one of its tensors is empty.
 
-    Example:
+    Examples:
         >>> import torch
         >>> sparsities = erk({"conv": torch.zeros(8, 4, 3, 3), "head": torch.zeros(10, 80)}, 0.8)
         >>> {name: round(value, 4) for name, value in sparsities.items()}
@@ -183,7 +183,7 @@ def by_pattern(params: Mapping[str, Tensor], mapping: Mapping[str, float]) -> di
         ValueError: If a tensor has no match, a pattern matches no tensor, or a sparsity is outside [0, 1].
         TypeError: If a sparsity is not a number.
 
-    Example:
+    Examples:
         >>> import torch
         >>> params = {"stem.weight": torch.zeros(4, 4), "head.weight": torch.zeros(4, 4)}
         >>> by_pattern(params, {"*": 0.9, "head.weight": 0.5})
@@ -210,7 +210,7 @@ def warn_if_mostly_dense(sparsities: Mapping[str, float]) -> None:
     Args:
         sparsities: Name to layer sparsity.
 
-    Example:
+    Examples:
         >>> warn_if_mostly_dense({"a": 0.0, "b": 0.5})
     """
     dense = sum(value == 0.0 for value in sparsities.values())
@@ -237,7 +237,7 @@ def check_sparsity(value: object, what: str = "sparsity") -> float:
         TypeError: If `value` is not a number (a bool is not).
         ValueError: If `value` is NaN or outside [0, 1].
 
-    Example:
+    Examples:
         >>> check_sparsity(0.9)
         0.9
     """

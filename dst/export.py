@@ -47,7 +47,7 @@ def masks_from_weights(
     Raises:
         ValueError: If nothing is selected, a pattern matches nothing, or no selected tensor has a zero.
 
-    Example:
+    Examples:
         >>> masks_from_weights({"fc.weight": torch.tensor([[0.0, 2.0]]), "fc.bias": torch.zeros(1)})
         {'fc.weight': tensor([[False,  True]])}
     """
@@ -84,7 +84,7 @@ def apply_masks(model: nn.Module, optimizer: SparseOptimizer) -> float:
         ValueError: If a mask has no parameter of its name and shape, or if `model` holds the very parameters
             that the optimizer trains; nothing is written then.
 
-    Example:
+    Examples:
         >>> import copy
         >>> from dst.algorithms import static
         >>> model = nn.Linear(4, 1)

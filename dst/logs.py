@@ -66,7 +66,7 @@ def log_masks(
     Raises:
         ValueError: If a pattern matches no masked tensor; nothing is written then.
 
-    Example:
+    Examples:
         >>> from dst.algorithms import static
         >>> class Printer:
         ...     def add_scalar(self, tag, value, step):
@@ -115,7 +115,7 @@ def mask_image(mask: Tensor) -> Tensor:
     Returns:
         float32, (1, height, width), in [0, 1], on the CPU.
 
-    Example:
+    Examples:
         >>> mask_image(torch.ones(4, 1, 2, 2, dtype=torch.bool))
         tensor([[[1.0000, 1.0000, 0.5000, 1.0000, 1.0000],
                  [1.0000, 1.0000, 0.5000, 1.0000, 1.0000],

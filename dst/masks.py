@@ -35,7 +35,7 @@ def prune(scores: Tensor, mask: Tensor, k: int) -> Tensor:
     Raises:
         ValueError: If the shapes differ, the mask is not bool or k is out of range.
 
-    Example:
+    Examples:
         >>> prune(torch.tensor([3.0, 1.0, 2.0, 1.0]), torch.tensor([True, True, True, False]), 1)
         tensor([ True, False,  True, False])
 
@@ -63,7 +63,7 @@ def grow(scores: Tensor, mask: Tensor, k: int) -> Tensor:
     Raises:
         ValueError: If the shapes differ, the mask is not bool or k is out of range.
 
-    Example:
+    Examples:
         >>> grow(torch.tensor([9.0, 1.0, 2.0, 2.0]), torch.tensor([True, False, False, False]), 1)
         tensor([ True, False,  True, False])
 
@@ -87,7 +87,7 @@ def draw(keys: Tensor, k: int) -> Tensor:
     Raises:
         ValueError: If k is out of range.
 
-    Example:
+    Examples:
         >>> draw(torch.tensor([5, 7, 1]), 2)
         tensor([ True,  True, False])
     """
@@ -103,7 +103,7 @@ def pack(mask: Tensor) -> Tensor:
     Returns:
         uint8, one-dimensional, ceil(entries / 8) bytes; unused bits are zero.
 
-    Example:
+    Examples:
         >>> pack(torch.tensor([True, False, True, False, False, False, False, False, True]))
         tensor([5, 1], dtype=torch.uint8)
     """
@@ -128,7 +128,7 @@ def unpack(packed: Tensor, shape: tuple[int, ...] | torch.Size) -> Tensor:
     Raises:
         ValueError: If the bytes are not as many as the shape needs, or not uint8.
 
-    Example:
+    Examples:
         >>> unpack(torch.tensor([5], dtype=torch.uint8), (3,))
         tensor([ True, False,  True])
     """

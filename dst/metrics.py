@@ -36,7 +36,7 @@ def exploration_rate(optimizer: SparseOptimizer) -> float:
     Returns:
         A number in [1 - sparsity, 1].
 
-    Example:
+    Examples:
         >>> import torch
         >>> from dst.algorithms import static
         >>> layer = torch.nn.Linear(8, 1)
@@ -69,7 +69,7 @@ def churn(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> float:
     Raises:
         ValueError: If names, shapes or dtypes do not fit.
 
-    Example:
+    Examples:
         >>> import torch
         >>> churn({"w": torch.tensor([True, True, False])}, {"w": torch.tensor([True, False, True])})
         0.5
@@ -100,7 +100,7 @@ def mask_overlap(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> MaskOverla
     Raises:
         ValueError: If names, shapes or dtypes do not fit.
 
-    Example:
+    Examples:
         >>> import torch
         >>> mask_overlap({"w": torch.tensor([True, True, False])}, {"w": torch.tensor([True, False, True])})
         MaskOverlap(total=0.333..., tensors={'w': 0.333...})

@@ -53,7 +53,7 @@ class SparseOptimizer(Optimizer):
         TypeError: If `base` cannot train sparse tensors.
         ValueError: If the arguments contradict each other or do not fit the model.
 
-    Example:
+    Examples:
         >>> import dst
         >>> model = nn.Sequential(nn.Linear(20, 10), nn.ReLU(), nn.Linear(10, 2))
         >>> optimizer = dst.SparseOptimizer(torch.optim.AdamW(model.parameters()), model, sparsity=0.9,
@@ -149,7 +149,7 @@ class SparseOptimizer(Optimizer):
         again changes nothing. Under an algorithm that lets dense gradients through, such as `dst.slak`, it
         leaves them as they are.
 
-        Example:
+        Examples:
             >>> import dst
             >>> layer = nn.Linear(4, 1, bias=False)
             >>> optimizer = dst.SparseOptimizer(torch.optim.SGD(layer.parameters(), lr=0.1), layer,

@@ -34,7 +34,7 @@ def values_at_rest(base: torch.optim.Optimizer) -> Callable[[nn.Parameter], Mapp
         From one of its parameters to: name of the state, such as "exp_avg", to the value at rest. It runs
         an optimizer once for each parameter group and kind of shape.
 
-    Example:
+    Examples:
         >>> weight = nn.Parameter(torch.ones(2, 2))
         >>> values_at_rest(torch.optim.Adagrad([weight], initial_accumulator_value=0.5))(weight)
         {'sum': 0.5}

@@ -35,7 +35,7 @@ def snip(params: Mapping[str, Tensor], sparsity: float, *, loss: Loss | Sequence
         TypeError: If `sparsity` is not a number or the loss is not a tensor.
         ValueError: As `snip_masks` does.
 
-    Example:
+    Examples:
         >>> one = torch.nn.Parameter(torch.tensor([4.0, 3.0, 2.0, 1.0]))
         >>> two = torch.nn.Parameter(torch.tensor([5.0, 6.0]))
         >>> snip({"one": one, "two": two}, 0.5, loss=lambda: one.sum() + two.sum())
@@ -74,7 +74,7 @@ def snip_masks(
         ValueError: If `sparsity` is outside [0, 1], a parameter is frozen, the loss is not a scalar with a
             gradient, a saliency is not finite, all are zero, or fewer weights stay than there are tensors.
 
-    Example:
+    Examples:
         >>> weight = torch.nn.Parameter(torch.tensor([1.0, -3.0, 2.0]))
         >>> snip_masks({"weight": weight}, 1 / 3, loss=lambda: (weight * torch.tensor([1.0, 1.0, 5.0])).sum())
         {'weight': tensor([False,  True,  True])}

@@ -30,7 +30,7 @@ def checked_masks(
     Raises:
         ValueError: If entries, tensors, shapes or the algorithm do not fit.
 
-    Example:
+    Examples:
         >>> checked_masks({}, {}, "static", allow_other_algorithm=False)
         Traceback (most recent call last):
         ValueError: the saved sparse state lacks 'shapes' and 10 more; it was not written by dst
@@ -56,7 +56,7 @@ def checked_masks(
 def cloned(value: Any) -> Any:
     """Copy nested dicts and lists of tensors and primitives, so that nobody else can change them.
 
-    Example:
+    Examples:
         >>> cloned({"phase": 1, "moments": (0.5,)})
         {'phase': 1, 'moments': [0.5]}
     """

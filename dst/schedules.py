@@ -24,7 +24,7 @@ class Constant:
     Args:
         value: The value.
 
-    Example:
+    Examples:
         >>> Constant(0.3)(1000)
         0.3
     """
@@ -48,7 +48,7 @@ class Linear:
         end: Value from `offset + steps` on.
         offset: Step at which the way begins.
 
-    Example:
+    Examples:
         >>> Linear(1.0, steps=10)(5)
         0.5
     """
@@ -78,7 +78,7 @@ class Cosine:
         end: Value from `offset + steps` on.
         offset: Step at which the way begins.
 
-    Example:
+    Examples:
         >>> schedule = Cosine(0.3, steps=100)
         >>> schedule(0), round(schedule(50), 12), schedule(100)
         (0.3, 0.15, 0.0)
@@ -113,7 +113,7 @@ class Cubic:
         end: Value from `offset + steps` on.
         offset: Step at which the way begins.
 
-    Example:
+    Examples:
         >>> Cubic(0.0, steps=10, end=0.8)(5)
         0.7000000000000001
 
@@ -146,7 +146,7 @@ class InversePower:
         power: Exponent, above 0; 1 is a straight line to 0.
         offset: Step at which the way begins.
 
-    Example:
+    Examples:
         >>> InversePower(0.4, steps=4, power=3)(2)
         0.05
 
@@ -178,7 +178,7 @@ class Every:
         start: Where counting begins; with 0 the first due step is `interval`.
         stop: First step that is never due; None for no end.
 
-    Example:
+    Examples:
         >>> [t for t in range(1, 400) if Every(100, stop=300)(t)]
         [100, 200]
 
@@ -207,7 +207,7 @@ class Every:
 class Never:
     """Be due at no step: the mask stays as it was drawn.
 
-    Example:
+    Examples:
         >>> any(Never()(t) for t in range(1000))
         False
     """

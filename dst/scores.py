@@ -39,7 +39,7 @@ ScoreFn = Callable[[Evidence], Tensor]
 class Magnitude:
     """Score by |w|.
 
-    Example:
+    Examples:
         >>> import torch
         >>> w = torch.tensor([-2.0, 1.0])
         >>> Magnitude()(Evidence(w, w != 0, None, {}, None))
@@ -57,7 +57,7 @@ class Magnitude:
 class Gradient:
     """Score by |dL/dw|, of the gradient averaged over ranks.
 
-    Example:
+    Examples:
         >>> import torch
         >>> w, g = torch.zeros(2), torch.tensor([-2.0, 1.0])
         >>> Gradient()(Evidence(w, w == 0, g, {}, None))
@@ -80,7 +80,7 @@ class Gradient:
 class Random:
     """Score by random keys: the k largest are a uniformly random set of k.
 
-    Example:
+    Examples:
         >>> import torch
         >>> w = torch.zeros(2)
         >>> Random()(Evidence(w, w == 0, None, {}, torch.tensor([7, 3])))

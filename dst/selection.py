@@ -60,7 +60,7 @@ def select(
             selected parameter is not a non-empty, initialised, real floating-point tensor.
         TypeError: If `model` is not a module or a pattern is not a string.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 10))
         >>> list(select(model))
         ['0.weight', '3.weight']
@@ -97,7 +97,7 @@ def plain_name(name: str) -> str:
     Returns:
         The name that the unwrapped model uses.
 
-    Example:
+    Examples:
         >>> plain_name("_orig_mod.module.stages.0.weight")
         'stages.0.weight'
     """
@@ -107,7 +107,7 @@ def plain_name(name: str) -> str:
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the model inside DataParallel, DistributedDataParallel and torch.compile.
 
-    Example:
+    Examples:
         >>> layer = nn.Linear(2, 2)
         >>> unwrapped(nn.DataParallel(layer)) is layer
         True
@@ -131,7 +131,7 @@ def near_names(wanted: str, names: Iterable[str]) -> str:
     Returns:
         The names, quoted and separated by commas.
 
-    Example:
+    Examples:
         >>> near_names("stem.wieght", ["stem.weight", "head.bias"])
         "'stem.weight', 'head.bias'"
     """

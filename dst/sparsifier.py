@@ -63,7 +63,7 @@ class Sparsifier:
         algorithm: The algorithm.
         seed: The seed.
 
-    Example:
+    Examples:
         >>> import dst
         >>> weight = nn.Parameter(torch.ones(4))
         >>> Sparsifier({"w": weight}, None, {"w": 1}, algorithm=dst.static(), seed=0).counts

@@ -115,7 +115,7 @@ def summary(optimizer: SparseOptimizer, counts: Counts | None = None) -> Summary
     Raises:
         ValueError: If the counts are of another model, or were made without the masks of now.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from dst.algorithms import static
         >>> from dst.counters import count

@@ -32,7 +32,7 @@ def random_keys(seed: int, step: int, name: str, index: Tensor) -> Tensor:
     Returns:
         int32, the shape of `index`, on its device; the same numbers on every device.
 
-    Example:
+    Examples:
         >>> random_keys(0, 100, "fc.weight", torch.arange(3)).tolist() == [
         ...     random_keys(0, 100, "fc.weight", torch.tensor([i])).item() for i in range(3)]
         True
@@ -63,7 +63,7 @@ def average_over_ranks(tensor: Tensor) -> Tensor:
     Returns:
         The same tensor.
 
-    Example:
+    Examples:
         >>> average_over_ranks(torch.ones(2))
         tensor([1., 1.])
 

@@ -52,7 +52,7 @@ def forward_work(
     Returns:
         Module to work, for each module that was called and is counted.
 
-    Example:
+    Examples:
         >>> linear = nn.Linear(3, 2)
         >>> forward_work(linear, (5, 3), None, {})[linear]
         Work(macs=30, sparse_macs=30, output=(5, 2))

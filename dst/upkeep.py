@@ -22,7 +22,7 @@ def zero_inactive_(tensor: Tensor, mask: Tensor) -> None:
         tensor: Floating point, dense, any memory layout; written to.
         mask: bool, the same shape and device; True is active. Fastest in the tensor's memory layout.
 
-    Example:
+    Examples:
         >>> weight = torch.tensor([1.0, float("nan"), -2.0])
         >>> zero_inactive_(weight, torch.tensor([True, False, False]))
         >>> weight

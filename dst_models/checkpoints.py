@@ -98,7 +98,7 @@ def from_official(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     Raises:
         ValueError: A key has no place, two keys want the same place, or there is no tensor at all.
 
-    Example:
+    Examples:
         >>> from dst_models import create_model, from_official
         >>> model = create_model("convnext_tiny", dims=(8, 16, 24, 32), depths=(1, 1, 1, 1))
         >>> saved = {"model": {f"module.{key}": value for key, value in model.state_dict().items()}}

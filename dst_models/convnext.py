@@ -75,7 +75,7 @@ class ConvNeXt(nn.Module):
     Raises:
         ValueError: ``depths`` or ``dims`` is not four positive integers.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from dst_models.convnext import ConvNeXt
         >>> model = ConvNeXt(depths=(1, 1, 1, 1), dims=(8, 16, 24, 32), num_classes=10)

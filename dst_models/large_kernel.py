@@ -28,7 +28,7 @@ class ConvNorm(nn.Module):
     Args:
         conv: The convolution; one that has a bias is refused.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> from dst_models.large_kernel import ConvNorm
         >>> ConvNorm(nn.Conv2d(3, 8, 1, bias=False)).merge()
@@ -68,7 +68,7 @@ class LargeKernelConv(nn.Module):
     Raises:
         ValueError: A kernel side is even, or there is no branch.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from dst_models.large_kernel import LargeKernelConv
         >>> layer = LargeKernelConv(4, {"tall": (51, 5), "wide": (5, 51), "small": (5, 5)}).eval()

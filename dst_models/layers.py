@@ -33,7 +33,7 @@ class DropPath(nn.Module):
     Raises:
         ValueError: ``drop_prob`` is outside [0, 1).
 
-    Example:
+    Examples:
         >>> import torch
         >>> from dst_models.layers import DropPath
         >>> sorted(set(DropPath(0.5)(torch.ones(64, 2, 2, 2)).flatten().tolist()))
@@ -63,7 +63,7 @@ class DropPath(nn.Module):
 def drop_path_rates(rate: float, depths: Sequence[int]) -> Iterator[float]:
     """Give each block its drop probability, rising linearly from 0 at the first to ``rate`` at the last.
 
-    Example:
+    Examples:
         >>> from dst_models.layers import drop_path_rates
         >>> list(drop_path_rates(0.5, (1, 1, 2, 1)))
         [0.0, 0.125, 0.25, 0.375, 0.5]

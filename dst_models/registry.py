@@ -33,7 +33,7 @@ def register_model(entry: Entry) -> Entry:
     Raises:
         ValueError: A model of that name is registered already.
 
-    Example:
+    Examples:
         >>> from dst_models import register_model
         >>> from dst_models.slak import slak_tiny
         >>> register_model(slak_tiny)
@@ -56,7 +56,7 @@ def list_models(pattern: str = "*") -> list[str]:
     Returns:
         The names; an empty list where none matches.
 
-    Example:
+    Examples:
         >>> from dst_models import list_models
         >>> list_models("convnext_*")
         ['convnext_base', 'convnext_small', 'convnext_tiny']
@@ -77,7 +77,7 @@ def create_model(name: str, **overrides: Any) -> nn.Module:
     Raises:
         ValueError: The name is not registered, or an override is not one the model takes.
 
-    Example:
+    Examples:
         >>> from dst_models import create_model
         >>> model = create_model("slak_tiny", dims=(8, 16, 24, 32), depths=(1, 1, 1, 1), num_classes=10)
         >>> model.dims

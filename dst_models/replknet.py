@@ -137,7 +137,7 @@ class RepLKNet(nn.Module):
     Raises:
         ValueError: A setting by stage is not four positive integers, or a kernel side is even.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from dst_models.replknet import RepLKNet
         >>> model = RepLKNet((1, 1, 1, 1), (8, 12, 16, 24), kernel_sizes=(13, 11, 9, 7), num_classes=10)

@@ -49,7 +49,7 @@ def kernel_branches(
     Raises:
         ValueError: A decomposed kernel has no ``small_kernel``, the short side of its strips.
 
-    Example:
+    Examples:
         >>> from dst_models.slak import kernel_branches
         >>> kernel_branches(51, 5)
         {'tall': (51, 5), 'wide': (5, 51), 'small': (5, 5)}
@@ -130,7 +130,7 @@ class SLaK(nn.Module):
         ValueError: A setting by stage is not four positive integers, a kernel side is even, or
             ``small_kernel`` is None with ``decomposed``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from dst_models.slak import SLaK
         >>> model = SLaK((1, 1, 1, 1), (8, 16, 24, 32), kernel_sizes=(13, 11, 9, 7), num_classes=10)

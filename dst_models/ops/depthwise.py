@@ -34,7 +34,7 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     Raises:
         ValueError: If the shapes do not fit each other, or a side of the kernel is even.
 
-    Example:
+    Examples:
         >>> import torch
         >>> x = torch.randn(2, 8, 14, 14)
         >>> y = depthwise_conv2d(x, torch.randn(8, 1, 51, 5))

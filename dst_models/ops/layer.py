@@ -27,7 +27,7 @@ class DepthwiseConv2d(nn.Conv2d):
     Raises:
         ValueError: If a side of the kernel is even.
 
-    Example:
+    Examples:
         >>> import torch
         >>> layer = DepthwiseConv2d(8, (5, 51))
         >>> tuple(layer(torch.randn(1, 8, 14, 14)).shape), layer.padding

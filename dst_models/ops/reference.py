@@ -23,7 +23,7 @@ def depthwise_conv2d_reference(x: Tensor, weight: Tensor, bias: Tensor | None = 
     Returns:
         Activations of the same shape as ``x``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> x = torch.ones(1, 1, 1, 4)
         >>> depthwise_conv2d_reference(x, torch.ones(1, 1, 1, 3)).flatten().tolist()
@@ -51,7 +51,7 @@ def use_reference(enabled: bool = True) -> Iterator[None]:
     Args:
         enabled: False switches the fast paths on again inside an outer block.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from dst_models.ops import depthwise_conv2d
         >>> x, weight = torch.randn(1, 2, 6, 6), torch.randn(2, 1, 5, 3)

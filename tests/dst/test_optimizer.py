@@ -803,3 +803,115 @@ def test_copies_and_pickles_drop_nothing_that_trains() -> None:
         assert copied.sparsifier.step == 7
         assert_exact(copied, optimizer.sparsifier.counts)
     assert optimizer.sparsifier.step == 0
+
+
+# --- The edge: what is told, what is refused, what is left after a failure ---------------------------
+
+
+def _linear(sparsity: float = 0.5, **options: Any) -> tuple[nn.Linear, dst.SparseOptimizer]:
+    layer = nn.Linear(8, 4, bias=False)
+    base = options.pop("base", None) or torch.optim.SGD(layer.parameters(), lr=0.1)
+    options.setdefault("algorithm", dst.static())
+    return layer, dst.SparseOptimizer(base, layer, sparsity=sparsity, **options)
+
+
+@pytest.mark.parametrize("preset", [dst.set_, dst.rigl, dst.slak])
+def test_an_algorithm_that_is_never_due_is_told(preset: Any, caplog: pytest.LogCaptureFixture) -> None:
+    preset(total_steps=1000, interval=100)
+    assert not caplog.records
+    assert not any(preset(total_steps=50, interval=100).due(step) for step in range(1, 51))
+    assert "no mask update is due" in caplog.text
+
+
+def test_vectors_among_the_parameters_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    layer = nn.Linear(8, 4)
+    base = torch.optim.SGD(layer.parameters(), lr=0.1)
+    dst.SparseOptimizer(base, dict(layer.named_parameters()), sparsity=0.5, algorithm=dst.static())
+    assert "fewer than two dimensions, such as 'bias'" in caplog.text
+
+
+def test_a_distribution_beside_a_sparsity_for_each_name_is_refused() -> None:
+    layer = nn.Linear(8, 4)
+    base = torch.optim.SGD(layer.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="leave distribution out"):
+        dst.SparseOptimizer(
+            base, layer, sparsity={"weight": 0.5}, distribution=dst.uniform, algorithm=dst.static()
+        )
+
+
+def test_names_of_masks_are_those_of_the_plain_model() -> None:
+    layer = nn.Linear(8, 4)
+    mask = torch.rand(4, 8) < 0.5
+    optimizer = dst.SparseOptimizer(
+        torch.optim.SGD(layer.parameters(), lr=0.1),
+        layer,
+        masks={"module.weight": mask},
+        algorithm=dst.static(),
+    )
+    assert torch.equal(optimizer.masks["weight"], mask)
+
+
+@pytest.mark.parametrize("seed", [1.5, None, "a"])
+def test_a_seed_is_an_integer(seed: Any) -> None:
+    with pytest.raises(TypeError):
+        _linear(seed=seed)
+
+
+def test_a_numpy_seed_is_saved_as_an_int() -> None:
+    import numpy as np
+
+    _, optimizer = _linear(seed=np.int64(7))
+    assert type(optimizer.state_dict()["sparse"]["seed"]) is int
+
+
+def test_a_step_that_fails_leaves_the_weights_masked() -> None:
+    class Failing(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    parameter.add_(1.0)
+            raise RuntimeError("out of memory")
+
+    layer = nn.Linear(8, 4, bias=False)
+    _, optimizer = (
+        layer,
+        dst.SparseOptimizer(Failing(layer.parameters(), lr=0.1), layer, sparsity=0.5, algorithm=dst.static()),
+    )
+    layer.weight.grad = torch.ones_like(layer.weight)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        optimizer.step()
+    assert int(layer.weight.count_nonzero()) == 16
+    assert optimizer.sparsifier.step == 0
+
+
+def test_a_sparse_gradient_is_refused_in_a_sentence() -> None:
+    embedding = nn.Embedding(10, 4, sparse=True)
+    optimizer = dst.SparseOptimizer(
+        torch.optim.SGD(embedding.parameters(), lr=0.1),
+        {"weight": embedding.weight},
+        sparsity=0.5,
+        algorithm=dst.static(),
+    )
+    embedding(torch.tensor([1, 2])).sum().backward()
+    with pytest.raises(ValueError, match="needs dense gradients"):
+        optimizer.step()
+
+
+def test_one_more_global_hook_sees_no_step_of_a_probe() -> None:
+    seen: list[str] = []
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
+    layer = nn.Linear(8, 4, bias=False)
+    optimizer = dst.SparseOptimizer(
+        torch.optim.AdamW(layer.parameters()),
+        layer,
+        sparsity=0.5,
+        algorithm=dst.set_(total_steps=10, interval=1),
+    )
+    handle = register_optimizer_step_post_hook(lambda one, *_: seen.append(type(one).__name__))
+    try:
+        layer.weight.grad = torch.ones_like(layer.weight)
+        optimizer.step()
+    finally:
+        handle.remove()
+    assert seen == ["AdamW", "SparseOptimizer"]
