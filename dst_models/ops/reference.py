@@ -34,10 +34,9 @@ def depthwise_conv2d_reference(x: Tensor, weight: Tensor, bias: Tensor | None = 
     return F.conv2d(x, weight, bias, padding=padding, groups=weight.shape[0])
 
 
-class _Switch:
-    """Hold the process-wide state of ``use_reference``."""
-
-    forced = False
+# A list in the module: torch.compile guards its element in every version of the range, which a class
+# attribute is not.
+_forced = [False]
 
 
 @contextmanager
@@ -60,13 +59,13 @@ def use_reference(enabled: bool = True) -> Iterator[None]:
         >>> torch.allclose(y, depthwise_conv2d(x, weight), atol=1e-5)
         True
     """
-    before, _Switch.forced = _Switch.forced, enabled
+    before, _forced[0] = _forced[0], enabled
     try:
         yield
     finally:
-        _Switch.forced = before
+        _forced[0] = before
 
 
 def reference_is_forced() -> bool:
     """Return whether ``use_reference`` is in force."""
-    return _Switch.forced
+    return _forced[0]

@@ -100,14 +100,22 @@ def _train(config: Config, folder: RunFolder, resume: Path | None, console: Cons
     found = _find_checkpoint(config, folder, resume)
     state = start(job, measure=found is None)
     if found:
+        with as_user_error(f"{found[0]} does not fit the data"):
+            job.feed.load_state_dict(found[1]["sampler"])
         state.load_state_dict(found[1], str(found[0]))
     folder.claim(config)
     with _log_file(folder), StopSignal(lambda text: console.print(f"\n{text}")) as stop:
         _say_head(job, state, found and found[0], console)
         display = Display(console, label=config.name, epochs=config.optim.epochs, steps=job.total_steps)
-        content = {"config": overrides.to_primitives(config)}
+        stored = overrides.to_primitives(config)
         recorder = Recorder(
-            folder, content, config.optim, config.run, display=display, stop=stop, start=state
+            folder,
+            lambda step: {"config": stored, "sampler": job.feed.state_dict(step)},
+            config.optim,
+            config.run,
+            display=display,
+            stop=stop,
+            start=state,
         )
         if found:  # again, because counting and reporting since may have drawn numbers
             set_random_state(found[1]["random"])

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from recipes.data import Augmentation, Mixing, evaluation_loader, open_data, train_loader, transforms
+from recipes.data import (
+    Augmentation,
+    EpochSampler,
+    Mixing,
+    evaluation_loader,
+    open_data,
+    train_loader,
+    transforms,
+)
 from recipes.engine.config import DataConfig, OptimConfig
 from recipes.engine.errors import UserError
 
@@ -80,6 +89,7 @@ class ImageFeed:
             workers=data.workers,
             pin_memory=pinned,
         )
+        self._sampler = cast("EpochSampler", self._train.batch_sampler)
         self._held_out = evaluation_loader(
             self.held_out_images,
             plain,
@@ -99,7 +109,7 @@ class ImageFeed:
 
     def train(self, epoch: int, first_step: int) -> Iterator[list[Batch]]:
         """Yield the micro-batches of each step of an epoch, from `first_step` on."""
-        self._train.batch_sampler.set_position(epoch, first_step * self.accumulation)
+        self._sampler.set_position(epoch, first_step * self.accumulation)
         batches = iter(self._train)
         for step in range(epoch * self.steps_per_epoch + first_step, (epoch + 1) * self.steps_per_epoch):
             micro_batches = [self._to_device(next(batches)) for _ in range(self.accumulation)]
@@ -111,9 +121,23 @@ class ImageFeed:
 
     def first_batch(self, images: int) -> Batch:
         """Return the first training images, unmixed, with class indices; for SNIP."""
-        self._train.batch_sampler.set_position(0, 0)
+        self._sampler.set_position(0, 0)
         pixels, labels = next(iter(self._train))
         return self._to_device((pixels[:images], labels[:images]))
+
+    def state_dict(self, step: int) -> dict[str, int]:
+        """Return the sampler's position after so many steps, and what it is a position in."""
+        epoch, steps = divmod(step, self.steps_per_epoch)
+        self._sampler.set_position(epoch, steps * self.accumulation)
+        return self._sampler.state_dict()
+
+    def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
+        """Check that a saved position is one in these images, this order and this batch size.
+
+        Raises:
+            ValueError: if it is not. The position itself follows from the step.
+        """
+        self._sampler.load_state_dict(state_dict)
 
     def _to_device(self, batch: Batch) -> Batch:
         pixels, labels = batch

@@ -59,7 +59,7 @@ class Recorder:
 
     Args:
         folder: the run's folder, claimed.
-        content: what every checkpoint holds besides the state, such as the config.
+        content: what a checkpoint at a step holds besides the state, such as the config.
         optim: for the number of epochs and the images of a step.
         run: the intervals.
         display: the screen.
@@ -70,7 +70,7 @@ class Recorder:
     def __init__(
         self,
         folder: RunFolder,
-        content: Mapping[str, Any],
+        content: Callable[[int], Mapping[str, Any]],
         optim: OptimConfig,
         run: RunConfig,
         *,
@@ -134,7 +134,7 @@ class Recorder:
         for name, parameter in state.model.named_parameters():
             if not parameter.isfinite().all():
                 raise NonFiniteError(f"{name} is not finite at step {state.step}, which is not saved")
-        content = {**self.content, **state.state_dict()}
+        content = {**self.content(state.step), **state.state_dict()}
         path = self.checkpoints.save(state.step, content)
         if best:
             checkpoint.save(content, self.folder.best)

@@ -714,6 +714,38 @@ def test_gradients_in_another_memory_layout_are_masked(layout: torch.memory_form
     assert torch.equal(bits(model[0].weight.grad), bits(expected))
 
 
+@pytest.mark.xfail(strict=True, reason="a square parameter's preconditioner reads like per-weight state")
+def test_a_preconditioner_of_a_square_tensor_is_not_state_of_its_weights() -> None:
+    """Shampoo keeps (rows, rows) for (rows, columns): the same shape where the tensor is square."""
+
+    class Preconditioned(optim.Optimizer):
+        def __init__(self, params: Any, lr: float = 0.1) -> None:
+            super().__init__(params, {"lr": lr})
+
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> None:
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    state = self.state[parameter]
+                    state.setdefault("left", torch.eye(len(parameter))).addmm_(
+                        parameter.grad, parameter.grad.T
+                    )
+                    parameter.sub_(parameter.grad, alpha=group["lr"])
+
+    weight = nn.Parameter(torch.randn(6, 6, generator=torch.Generator().manual_seed(0)))
+    optimizer = dst.SparseOptimizer(
+        Preconditioned([weight]), {"w": weight}, sparsity=0.5, algorithm=algorithm("set", interval=2)
+    )
+    expected = torch.eye(6)
+    for step in (1, 2):
+        weight.grad = torch.randn(6, 6, generator=torch.Generator().manual_seed(step))
+        masked = weight.grad.where(optimizer.masks["w"], 0.0)
+        expected.addmm_(masked, masked.T)
+        optimizer.step()
+    assert optimizer.sparsifier.last_grown["w"] > 0
+    assert torch.allclose(optimizer.state[weight]["left"], expected)
+
+
 # --- A model that moves after wrapping -----------------------------------------------------------
 
 

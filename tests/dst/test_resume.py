@@ -187,6 +187,18 @@ def test_what_happens_between_wrapping_and_loading_loses_no_weight(
     assert same_bits(optimizer.state_dict()["sparse"], restored.state_dict()["sparse"])
 
 
+def test_the_values_before_the_first_mask_are_kept_until_the_first_step_only() -> None:
+    """They cost the memory of the inactive weights, and after a step they are nobody's weights."""
+    for finish in (
+        lambda optimizer: optimizer.step(),
+        lambda optimizer: optimizer.load_state_dict(optimizer.state_dict()),
+    ):
+        optimizer = sparse(mlp(), optim.AdamW, "static")
+        assert optimizer.sparsifier._displaced
+        finish(optimizer)
+        assert optimizer.sparsifier._displaced is None
+
+
 def written_to_data(model: nn.Module, state: dict[str, Tensor]) -> None:
     """Load as much code of the field does, by writes that torch does not count."""
     for name, parameter in model.named_parameters():

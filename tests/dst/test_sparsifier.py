@@ -261,6 +261,12 @@ def test_an_algorithm_may_leave_all_traits_out_and_move_counts() -> None:
     saved["memory"]["steps"].append(99)
     assert engine.state_dict()["memory"]["steps"] == [1, 2]
     assert engine.state_dict()["memory"]["tensor"].tolist() == [1, 1]
+    saved = engine.state_dict()
+    engine.load_state_dict(saved)
+    saved["memory"]["tensor"].zero_()  # what was loaded is a copy, too
+    saved["memory"]["steps"].append(99)
+    assert engine.state_dict()["memory"]["steps"] == [1, 2]
+    assert engine.state_dict()["memory"]["tensor"].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize(

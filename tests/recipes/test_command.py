@@ -340,6 +340,21 @@ def test_resume_of_an_older_step_into_a_folder_that_is_further_is_refused(finish
     assert "already holds step-000000006.pt" in line
 
 
+def test_resume_with_more_images_than_before_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "data", images=10)
+    small = arguments(*TINY_DIGITS, "data.held_out=0.2", "optim.batch_size=4", "data.workers=0")
+    command = ["--data", "data", "--model", "slak_micro", *small, *TO]
+    assert run(*command) == 0
+    capsys.readouterr()
+    Path("out/report.json").unlink()
+    for name in ("class_0", "class_1"):
+        for number in range(5):
+            shutil.copy(f"data/{name}/{number}.png", f"data/{name}/again_{number}.png")
+    line = refused(capsys, tmp_path, *command)
+    assert "does not fit the data: the saved sampler has length 16, this one 24" in line
+
+
 def test_evaluation_of_another_shape_is_refused(finished, tmp_path, capsys):
     line = refused(capsys, tmp_path, "--eval", finished / "best.pt", "--set", "model.dims=8,8,8,8")
     assert "the checkpoint is of another model: " in line
