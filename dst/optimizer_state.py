@@ -44,7 +44,8 @@ def values_at_rest(base: torch.optim.Optimizer) -> Callable[[nn.Parameter], Mapp
 
     def at_rest(parameter: nn.Parameter) -> Mapping[str, float]:
         group = group_of[id(parameter)]
-        shape = tuple(min(2, size) for size in parameter.shape)
+        # Sides that differ tell state of the tensor's shape from a preconditioner of (rows, rows).
+        shape = tuple(min(2 + place, size) for place, size in enumerate(parameter.shape))
         key = (id(group), shape, parameter.dtype, parameter.device)
         if key not in known:
             known[key] = _probed(base, group, parameter, shape)

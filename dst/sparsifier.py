@@ -270,11 +270,10 @@ class Sparsifier:
             state_dict, self.params, repr(self.algorithm), allow_other_algorithm=allow_other_algorithm
         )
         same = state_dict["algorithm"] == repr(self.algorithm)
-        if same and set(state_dict["dense_weights"]) != set(self._dense_weights):
-            raise ValueError(
-                f"the saved dense_weights are of {sorted(state_dict['dense_weights'])[:3]}, this algorithm "
-                f"keeps those of {sorted(self._dense_weights)[:3]}: a damaged file"
-            )
+        theirs = {name: weights.shape for name, weights in state_dict["dense_weights"].items()}
+        ours = {name: weights.shape for name, weights in self._dense_weights.items()}
+        if same and theirs != ours:
+            raise ValueError(f"the saved dense_weights are {theirs}, expected {ours}: a damaged file")
         return masks
 
     def __getstate__(self) -> dict[str, Any]:

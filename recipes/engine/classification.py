@@ -53,8 +53,9 @@ def run(config: Config, folder: RunFolder, resume: Path | None, console: Console
         second = (split, beside)
     write_json(folder.report, report.as_json(config.name, figures, second))
     console.print()
-    _say(console, report.as_rows(figures, second))
-    _say(console, [("written to", f"{folder.path}/"), *folder.contents()])
+    with _log_file(folder):
+        _say(console, report.as_rows(figures, second))
+        _say(console, [("written to", f"{folder.path}/"), *folder.contents()])
     return 0
 
 

@@ -714,7 +714,6 @@ def test_gradients_in_another_memory_layout_are_masked(layout: torch.memory_form
     assert torch.equal(bits(model[0].weight.grad), bits(expected))
 
 
-@pytest.mark.xfail(strict=True, reason="a square parameter's preconditioner reads like per-weight state")
 def test_a_preconditioner_of_a_square_tensor_is_not_state_of_its_weights() -> None:
     """Shampoo keeps (rows, rows) for (rows, columns): the same shape where the tensor is square."""
 
