@@ -62,7 +62,7 @@ def fashion_mnist() -> Config:
         ),
         augment=Augmentation(flip=0.5, translate=0.1, zoom=(0.9, 1.1)),
         sparse=SparseConfig(drop_fraction=0.3, interval=100),
-        optim=OptimConfig(epochs=5, warmup_epochs=0.5, batch_size=128, ema_decay=0.998),
+        optim=OptimConfig(epochs=5, warmup_epochs=0.5, batch_size=128, ema_decay=0.995),
     )
 
 
@@ -71,11 +71,11 @@ def image_folder() -> Config:
     return dataclasses.replace(
         digits(),
         name="images",
-        data=DataConfig(source="", size=64, workers=2),
-        augment=Augmentation(crop_scale=(0.35, 1.0)),
+        data=DataConfig(source="", size=64, mixup=0.0, cutmix=0.0, workers=2),
+        augment=Augmentation(crop_scale=(0.35, 1.0), policy=None, erasing=0.0),
         model=ModelConfig(name="slak_micro", stem_stride=4, drop_path_rate=0.1, layer_scale_init=1.0),
         sparse=SparseConfig(drop_fraction=0.3, interval=50),
-        optim=OptimConfig(epochs=30, warmup_epochs=3, batch_size=64, ema_decay=0.998),
+        optim=OptimConfig(epochs=30, warmup_epochs=3, batch_size=64, ema_decay=0.99),
     )
 
 

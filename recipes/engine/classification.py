@@ -197,7 +197,8 @@ def _say(console: Console, rows: Iterable[tuple[str, str]], between: str = "", w
 
 def _draw(job: Job, state: State, folder: RunFolder) -> None:
     """Draw the pictures of a finished training."""
-    title = f"{job.config.model.name}, {state.sparsity:.0%} sparse, on {job.config.data.source}"
+    source = Path(job.config.data.source).name
+    title = f"{job.config.model.name}, {state.sparsity:.0%} sparse, on {source}"
     engine = state.optimizer.sparsifier
     masks = pictures.to_cpu(engine.masks)
     pictures.draw_curves(state.history, folder.picture("curves"), title)
@@ -210,13 +211,13 @@ def _draw(job: Job, state: State, folder: RunFolder) -> None:
         row = state.history[-1]
         images = job.feed.sizes.held_out
         wrong = images - round(row.get("ema_accuracy", row["accuracy"]) * images)
-        told = f"told wrong: {wrong:,} of {images:,} held-out images of {job.config.data.source}"
+        told = f"misclassified: {wrong:,} of {images:,} held-out images of {source}"
         told += f", the {MISTAKES} surest" if wrong > MISTAKES else ""
         pictures.draw_mistakes(surest, folder.picture("mistakes"), told)
 
 
 def _mistakes(job: Job, model: nn.Module) -> Iterator[pictures.Mistake]:
-    """Yield the held-out images that a model tells wrong."""
+    """Yield the held-out images that a model misclassifies."""
     names = job.feed.images.classes
     mean, std = (
         torch.tensor(values).view(-1, 1, 1) for values in (job.feed.images.mean, job.feed.images.std)

@@ -70,7 +70,7 @@ class RunFolder:
             "curves.png": "loss, accuracy, learning rate and mask movement",
             "sparsity.png": "sparsity by layer",
             "kernels.png": "the learned large-kernel masks",
-            "mistakes.png": "held-out images that are told wrong",
+            "mistakes.png": "held-out images that are misclassified",
             "report.json": "the figures above",
             "history.csv": "the scores of every evaluated epoch",
             "config.json": "every setting",

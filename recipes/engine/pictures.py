@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
@@ -149,7 +151,7 @@ class Mistake:
 
 
 def draw_mistakes(mistakes: Sequence[Mistake], path: Path, title: str) -> None:
-    """Draw held-out images that the model got wrong, the surest mistake first.
+    """Draw held-out images that the model misclassified, the surest mistake first.
 
     Args:
         mistakes: at least one.
@@ -158,15 +160,21 @@ def draw_mistakes(mistakes: Sequence[Mistake], path: Path, title: str) -> None:
     """
     columns = min(8, len(mistakes))
     rows = -(-len(mistakes) // columns)
-    figure = Figure(figsize=(max(6.5, 1.5 * columns), 0.7 + 1.9 * rows), layout="constrained")
+    figure = Figure(figsize=(max(6.5, 1.5 * columns), 0.7 + 2.0 * rows), layout="constrained")
     figure.suptitle(title)
     cells = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes in cells:
+    for axes in cells[len(mistakes) :]:
         axes.set_axis_off()
     for axes, mistake in zip(cells, mistakes, strict=False):
         pixels = mistake.image.clamp(0, 1).movedim(0, -1).numpy()
         axes.imshow(pixels if pixels.shape[-1] == 3 else pixels[..., 0], cmap="gray_r", vmin=0, vmax=1)
-        axes.set_title(f"{mistake.truth}, said {mistake.said}\n({mistake.probability:.0%} sure)", fontsize=8)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_color("#c8c8c8")
+        truth, said = (
+            textwrap.shorten(name, 22, placeholder="...") for name in (mistake.truth, mistake.said)
+        )
+        axes.set_title(f"{truth}\nsaid {said}\n({mistake.probability:.0%} sure)", fontsize=7)
     _write(figure, path)
 
 
@@ -187,7 +195,9 @@ def kind_of(shape: Sequence[int]) -> str:
 def _draw_block(row: SubFigure, block: str, kernels: Sequence[Kernel]) -> None:
     side = max(max(kernel.mask.shape[2:]) for kernel in kernels)
     shapes = " and ".join(f"{kernel.mask.shape[2]}x{kernel.mask.shape[3]}" for kernel in kernels)
-    row.suptitle(f"{block}: {shapes}, {kernels[0].mask.shape[0]} channels", fontsize=10, x=0.01, ha="left")
+    sparsity = 1 - float(torch.cat([kernel.mask.flatten() for kernel in kernels]).float().mean())
+    told = f"{block}: {shapes}, {kernels[0].mask.shape[0]} channels, {sparsity:.0%} sparse"
+    row.suptitle(told, fontsize=10, x=0.01, ha="left")
     share, strength, samples = row.subplots(1, 3, width_ratios=(1, 1, 1.7))
     _square(share, overlay([kernel.mask.float().mean((0, 1)) for kernel in kernels], side), "viridis", row)
     share.set_title("channels in which a tap is active", fontsize=9)

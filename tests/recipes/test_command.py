@@ -1,10 +1,12 @@
 """The command line: whole runs of a shrunken recipe, and one clear line for everything that can be wrong."""
 
 import json
+import random
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -419,6 +421,32 @@ def test_the_script_runs_as_a_script_and_stops_on_a_signal(tmp_path):
     assert process.returncode == 130
     assert "the same command goes on from there" in out
     assert len(steps(tmp_path / "run")) == 1
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_ends_bit_equal(tmp_path):
+    more = arguments(*TINY_DIGITS, "optim.epochs=40", "run.checkpoint_interval=1")
+    command = [sys.executable, "recipes/slak_imagenet.py", *more, "--output"]
+    assert run(*more, "--output", tmp_path / "whole") == 0
+    rng = random.Random(0)
+    kills = 0
+    while not (tmp_path / "killed" / "report.json").exists():
+        with subprocess.Popen(
+            [*command, tmp_path / "killed"],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        ) as process:
+            for line in process.stdout:
+                if kills < 4 and " · epoch " in line:
+                    time.sleep(rng.uniform(0, 0.5))
+                    process.kill()
+                    kills += 1
+                    break
+            process.stdout.read()
+    assert kills == 4
+    assert differing(last_of(tmp_path / "whole"), last_of(tmp_path / "killed")) == []
 
 
 def test_help_names_every_option(capsys):

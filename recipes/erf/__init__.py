@@ -1,0 +1,1 @@
+"""Parts of the receptive-field recipe: networks, images, and what is made of the scores."""
