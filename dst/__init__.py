@@ -1,5 +1,6 @@
 """Exact dynamic sparse training for any PyTorch model and optimizer."""
 
+from .agreement import assert_same_on_all_ranks as assert_same_on_all_ranks
 from .algorithms import Algorithm as Algorithm
 from .algorithms import PruneAndGrow as PruneAndGrow
 from .algorithms import Update as Update
@@ -17,8 +18,20 @@ from .distribution import er as er
 from .distribution import erk as erk
 from .distribution import uniform as uniform
 from .distribution import uniform_plus as uniform_plus
+from .elastic import MagnitudeAndGradient as MagnitudeAndGradient
+from .elastic import SoftBound as SoftBound
+from .elastic import Stages as Stages
+from .elastic import mest as mest
+from .elastic import mest_soft as mest_soft
+from .evolution import SignedMagnitude as SignedMagnitude
+from .evolution import UnfiredFirst as UnfiredFirst
+from .evolution import itop as itop
+from .evolution import set_signed as set_signed
 from .export import apply_masks as apply_masks
 from .export import masks_from_weights as masks_from_weights
+from .gradual import GlobalFirst as GlobalFirst
+from .gradual import gmp as gmp
+from .gradual import granet as granet
 from .logs import log_masks as log_masks
 from .logs import mask_image as mask_image
 from .masks import draw as draw
@@ -29,6 +42,9 @@ from .metrics import churn as churn
 from .metrics import exploration_rate as exploration_rate
 from .metrics import mask_overlap as mask_overlap
 from .optimizer import SparseOptimizer as SparseOptimizer
+from .redistribution import Momentum as Momentum
+from .redistribution import Redistributed as Redistributed
+from .redistribution import snfs as snfs
 from .saliency import snip as snip
 from .saliency import snip_masks as snip_masks
 from .schedules import Constant as Constant

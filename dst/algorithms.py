@@ -220,11 +220,11 @@ def set_(
         RigL (arXiv 1911.11134), section 4. The original drops the smallest positive and the largest
         negative weights apart, never anneals and never stops.
     """
-    end = _stop_step(total_steps, stop)
+    end = stop_step(total_steps, stop)
     return PruneAndGrow(
-        due=_updates(interval, end),
+        due=updates_until(interval, end),
         grow=Random(),
-        drop_fraction=_annealed(drop_fraction, end),
+        drop_fraction=annealed(drop_fraction, end),
         newcomers=newcomers,
         regrown=regrown,
     )
@@ -267,11 +267,11 @@ def rigl(
     Source:
         Evci et al. 2020 (arXiv 1911.11134), algorithm 1; defaults of section 4.1.
     """
-    end = _stop_step(total_steps, stop)
+    end = stop_step(total_steps, stop)
     return PruneAndGrow(
-        due=_updates(interval, end),
+        due=updates_until(interval, end),
         grow=Gradient(),
-        drop_fraction=_annealed(drop_fraction, end),
+        drop_fraction=annealed(drop_fraction, end),
         replaces_step=True,
         newcomers=newcomers,
         regrown=regrown,
@@ -307,12 +307,12 @@ def slak(*, total_steps: int, interval: int = 100, drop_fraction: float | Schedu
         Liu et al. 2023 (arXiv 2207.03620), section 4 and appendix A; github.com/VITA-Group/SLaK,
         sparse_core.py and funcs.py. Deviations: docs/reproduction/differences.md.
     """
-    end = _stop_step(total_steps, 1)
+    end = stop_step(total_steps, 1)
     _warn_if_never(interval, end + 1)
     return PruneAndGrow(
         due=Every(interval),
         grow=Random(),
-        drop_fraction=_annealed(drop_fraction, end, floor=0.005),
+        drop_fraction=annealed(drop_fraction, end, floor=0.005),
         rounding=math.ceil,
         masks_gradients=False,
         newcomers="keep",
@@ -320,7 +320,13 @@ def slak(*, total_steps: int, interval: int = 100, drop_fraction: float | Schedu
     )
 
 
-def _annealed(drop_fraction: float | Schedule, steps: int, floor: float = 0.0) -> Schedule:
+def annealed(drop_fraction: float | Schedule, steps: int, floor: float = 0.0) -> Schedule:
+    """Turn a number into a cosine from it to a floor over some steps, and leave a schedule as it is.
+
+    Examples:
+        >>> annealed(0.3, 100)
+        Cosine(start=0.3, steps=100, end=0.0, offset=0)
+    """
     if callable(drop_fraction):
         return drop_fraction
     if not 0 <= drop_fraction <= 1:
@@ -328,7 +334,13 @@ def _annealed(drop_fraction: float | Schedule, steps: int, floor: float = 0.0) -
     return Cosine(float(drop_fraction), steps, end=min(floor, float(drop_fraction)))
 
 
-def _stop_step(total_steps: int, stop: float) -> int:
+def stop_step(total_steps: int, stop: float) -> int:
+    """Return the step at which a fraction of the training is over, at least 1.
+
+    Examples:
+        >>> stop_step(1000, 0.75)
+        750
+    """
     if total_steps < 1:
         raise ValueError(f"total_steps must be at least 1 optimizer step, got {total_steps}")
     if not 0 < stop <= 1:
@@ -336,7 +348,13 @@ def _stop_step(total_steps: int, stop: float) -> int:
     return max(1, math.floor(stop * total_steps))
 
 
-def _updates(interval: int, stop: int) -> Every:
+def updates_until(interval: int, stop: int) -> Every:
+    """Return a trigger for every `interval` steps before a step, warning if it is never due.
+
+    Examples:
+        >>> updates_until(100, 750)
+        Every(interval=100, start=0, stop=750)
+    """
     _warn_if_never(interval, stop)
     return Every(interval, stop=stop)
 

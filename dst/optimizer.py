@@ -17,6 +17,7 @@ from .distribution import Distribution, by_pattern, check_sparsity, erk, warn_if
 from .optimizer_state import values_at_rest
 from .schedules import Never
 from .selection import plain_name, select
+from .shards import check_placements, whole
 from .sparsifier import Sparsifier
 
 logger = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ class SparseOptimizer(Optimizer):
                 "were given; leave distribution out"
             )
         if masks is not None:
-            masks = {plain_name(name): mask for name, mask in masks.items()}
+            masks = {plain_name(name): whole(mask) for name, mask in masks.items()}
             params = _with_masks(params_or_model, masks)
             counts = {name: int(masks[name].count_nonzero()) for name in params}
         else:
@@ -102,6 +103,8 @@ class SparseOptimizer(Optimizer):
             params = _selected(params_or_model)
             counts = _counts(params, sparsity, distribution)
         _check_held(base, params)
+        for name, parameter in params.items():
+            check_placements(name, parameter)
         self.sparsifier = Sparsifier(params, masks, counts, algorithm=algorithm, seed=seed)
 
     # --- Training ------------------------------------------------------------------------------
@@ -343,8 +346,6 @@ def _check_params(params: Mapping[str, nn.Parameter]) -> None:
     for name, parameter in params.items():
         if not parameter.is_floating_point():
             raise ValueError(f"{name!r} must be a floating-point parameter, got {parameter.dtype}")
-        if hasattr(parameter, "to_local"):
-            raise ValueError(f"{name!r} is a DTensor; sharded parameters are not supported yet")
         if id(parameter) in owners:
             raise ValueError(
                 f"{owners[id(parameter)]!r} and {name!r} are one tied parameter and can have one mask only; "

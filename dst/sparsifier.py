@@ -21,6 +21,7 @@ from .masks import draw, pack, unpack
 from .optimizer_state import reset_
 from .saved_state import checked_masks, cloned
 from .scores import Evidence
+from .shards import is_sharded, local, part_of, placed_like, whole
 from .sync import average_over_ranks, random_keys, several_ranks
 from .upkeep import same_layout, zero_inactive_
 
@@ -54,7 +55,8 @@ class Sparsifier:
 
     Attributes:
         params: Name to parameter.
-        masks: Name to bool tensor in the parameter's memory layout, changed in place.
+        masks: Name to bool tensor in the parameter's memory layout, changed in place; for a sharded
+            parameter a DTensor in the same shards.
         counts: Name to the number of active weights, Python ints.
         targets: Name to the number of active weights at the final sparsity.
         step: Completed optimizer steps.
@@ -96,11 +98,12 @@ class Sparsifier:
         self._changed: set[str] = set()  # tensors whose new mask was not announced yet
         self._dense_announced = self._dense_next
         self.counts = dict(counts) if masks is not None else self._wanted(0)
-        self.masks = {
-            name: _laid_out_as(parameter, masks[name] if masks is not None else self._drawn(name))
-            for name, parameter in self.params.items()
-        }
-        self._explored = {name: pack(mask) for name, mask in self.masks.items()}
+        self.masks: dict[str, Tensor] = {}
+        self._explored: dict[str, Tensor] = {}  # of the whole tensors, on every rank
+        for name, parameter in self.params.items():
+            mask = whole(masks[name]) if masks is not None else self._drawn(name)
+            self.masks[name] = _laid_out_as(parameter, part_of(mask, parameter))
+            self._explored[name] = pack(mask).to(parameter.device)
         if self._trait("dense_weights"):
             self._dense_weights = {n: p.detach().clone() for n, p in self.params.items()}
         self._warn_of_other_zeros()
@@ -108,9 +111,10 @@ class Sparsifier:
         # that this first mask destroys are kept, so that loading other masks loses nothing.
         self._displaced: dict[str, _Displaced] | None = {}
         for name, parameter in self.params.items():
-            values = parameter.detach()[~self.masks[name]]
+            part = local(parameter).detach()
+            values = part[~self._mask(name)]
             self._zero(name)
-            self._displaced[name] = _Displaced(values, parameter._version, _sum_of_bits(parameter))
+            self._displaced[name] = _Displaced(values, part._version, _sum_of_bits(part))
 
     # --- What trains ---------------------------------------------------------------------------
 
@@ -148,14 +152,14 @@ class Sparsifier:
                     f"the gradient of {name!r} is {gradient.layout}; masked training needs dense gradients, "
                     "such as an embedding with sparse=False gives"
                 )
-            zero_inactive_(gradient, self._mask(name))
+            zero_inactive_(local(gradient), self._mask(name))
 
     @torch.no_grad()
     def mask_weights(self) -> None:
         """Set the inactive weights to exactly +0.0, storing dense ones that the base has trained first."""
         if self._dense_in_place:
             for name, weights in self._dense_weights.items():
-                weights.copy_(self.params[name])
+                local(weights).copy_(local(self.params[name]))
             self._dense_in_place = False
         for name in self.params:
             self._zero(name)
@@ -166,8 +170,8 @@ class Sparsifier:
         self.mask_gradients()
         for name, weights in self._dense_weights.items():
             # Active weights are taken as they stand: somebody may have loaded others since the last step.
-            parameter = self.params[name]
-            parameter.copy_(torch.where(self._mask(name), parameter, weights))
+            parameter = local(self.params[name])
+            parameter.copy_(torch.where(self._mask(name), parameter, local(weights)))
         self._dense_in_place = bool(self._dense_weights)
 
     @torch.no_grad()
@@ -209,7 +213,11 @@ class Sparsifier:
     # --- What is saved -------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything a resume needs, as tensors and primitives; masks at a bit a weight."""
+        """Return everything a resume needs, as tensors and primitives; masks at a bit a weight.
+
+        Every tensor in it is whole and the same on every rank, so that any number of ranks can load it.
+        With sharded parameters all ranks must call this together.
+        """
         return {
             "step": self.step,
             "updates": self.updates,
@@ -217,11 +225,14 @@ class Sparsifier:
             "algorithm": repr(self.algorithm),
             "shapes": {name: list(parameter.shape) for name, parameter in self.params.items()},
             "targets": dict(self.targets),
-            "masks": {name: pack(mask) for name, mask in self.masks.items()},
+            "masks": {name: pack(whole(mask)) for name, mask in self.masks.items()},
             "explored": {name: bits.clone() for name, bits in self._explored.items()},
-            "last_grown": dict(self.last_grown),
+            # Of a dict torch.distributed.checkpoint loads those keys only that the state of a fresh optimizer
+            # has; so all names are here from the start, and a memory that is lost is noticed.
+            "last_grown": {name: self.last_grown.get(name, 0) for name in self.params},
             "memory": cloned(self._memory),
-            "dense_weights": {name: weights.clone() for name, weights in self._dense_weights.items()},
+            "memory_keys": list(self._memory),
+            "dense_weights": {name: whole(weights).clone() for name, weights in self._dense_weights.items()},
         }
 
     @torch.no_grad()
@@ -244,16 +255,18 @@ class Sparsifier:
         self.updates = int(state_dict["updates"])
         self.seed = int(state_dict["seed"])
         self.targets = {name: int(state_dict["targets"][name]) for name in self.params}
-        self.last_grown = {str(name): int(grown) for name, grown in state_dict["last_grown"].items()}
+        last_grown = state_dict["last_grown"] if self.updates else {}
+        self.last_grown = {str(name): int(grown) for name, grown in last_grown.items()}
         same = state_dict["algorithm"] == repr(self.algorithm)
         self._memory = cloned(state_dict["memory"]) if same else {}
         for name, parameter in self.params.items():
-            self._mask(name).copy_(masks[name])
+            self._mask(name).copy_(part_of(masks[name], parameter))
             self.counts[name] = int(masks[name].count_nonzero())
             self._explored[name] = state_dict["explored"][name].to(parameter.device, copy=True)
             self._zero(name)
             if name in self._dense_weights:  # another algorithm may have kept none: then the sparse ones
-                self._dense_weights[name].copy_(state_dict["dense_weights"].get(name, parameter))
+                dense = state_dict["dense_weights"].get(name, parameter)
+                local(self._dense_weights[name]).copy_(part_of(dense, parameter))
         self.forget_gradients()
         self._changed.update(self.params)
         self._announce()
@@ -269,6 +282,13 @@ class Sparsifier:
         masks = checked_masks(
             state_dict, self.params, repr(self.algorithm), allow_other_algorithm=allow_other_algorithm
         )
+        lost = [key for key in state_dict.get("memory_keys", []) if key not in state_dict["memory"]]
+        if lost:
+            raise ValueError(
+                f"the algorithm's memory {lost[0]!r} was not loaded: torch.distributed.checkpoint loads only "
+                "the keys that a fresh optimizer has; give it (optimizer.sparsifier.state_dict(),), a tuple, "
+                "which it keeps in one piece"
+            )
         same = state_dict["algorithm"] == repr(self.algorithm)
         theirs = {name: weights.shape for name, weights in state_dict["dense_weights"].items()}
         ours = {name: weights.shape for name, weights in self._dense_weights.items()}
@@ -307,29 +327,47 @@ class Sparsifier:
         state: Mapping[Tensor, Any],
         at_rest: AtRest,
     ) -> None:
-        parameter, mask = self.params[name], self.masks[name]
-        came = new & ~mask
-        changed = mask ^ new
+        parameter, old = self.params[name], whole(self.masks[name])
+        came = new & ~old
+        changed = old ^ new
         self.last_grown[name] = int(came.count_nonzero())
         if restarted is not None:
             came, changed = came | restarted, changed | restarted
-        mask.copy_(new)
+        self._mask(name).copy_(part_of(new, parameter))
         self.counts[name] = int(new.count_nonzero())
         self._explored[name] |= pack(new)
         if name in self._dense_weights:
-            parameter.copy_(self._dense_weights[name])
+            local(parameter).copy_(local(self._dense_weights[name]))
             self._zero(name)
         else:
-            zero_inactive_(parameter, ~changed)
+            zero_inactive_(local(parameter), part_of(~changed, parameter))
+        if parameter in state:
+            self._restart(parameter, state[parameter], at_rest, changed, came, new)
+
+    def _restart(
+        self,
+        parameter: nn.Parameter,
+        state: Mapping[str, Any],
+        at_rest: AtRest,
+        changed: Tensor,
+        came: Tensor,
+        new: Tensor,
+    ) -> None:
+        """Reset the optimizer state of the weights that left or came, as the algorithm wants it."""
         newcomers = self._trait("newcomers")
-        if newcomers != "keep" and parameter in state:
-            reset_(
-                state[parameter],
-                at_rest(parameter),
-                changed,
-                came if newcomers == "mean" else None,
-                new,
-            )
+        if newcomers == "zero":
+            parts = {
+                key: local(value) if isinstance(value, Tensor) else value for key, value in state.items()
+            }
+            changed, new = part_of(changed, parameter), part_of(new, parameter)
+            reset_(parts, at_rest(parameter), changed, None, new)
+        elif newcomers == "mean":  # over the whole tensor
+            values = at_rest(parameter)
+            wholes = {key: whole(state[key]) for key in values if isinstance(state.get(key), Tensor)}
+            reset_(wholes, values, changed, came, new)
+            for key, value in wholes.items():
+                if is_sharded(state[key]):
+                    local(state[key]).copy_(part_of(value, state[key]))
 
     def _check(self, masks: Mapping[str, Tensor]) -> None:
         for name, mask in masks.items():
@@ -355,10 +393,10 @@ class Sparsifier:
     def _evidence(self, name: str, state: Mapping[Tensor, Any]) -> Evidence:
         parameter = self.params[name]
         return Evidence(
-            weight=self.weights(name),
-            mask=self.masks[name],
+            weight=whole(self.weights(name)),
+            mask=whole(self.masks[name]),
             grad=self._gradient(name) if self._needs("grad") else None,
-            state=state.get(parameter, {}) if self._needs("state") else {},
+            state=_whole_state(state.get(parameter, {})) if self._needs("state") else {},
             keys=self._keys(name, self.step) if self._needs("keys") else None,
         )
 
@@ -368,14 +406,15 @@ class Sparsifier:
         gradient = self._dense_gradients.get(name)
         if gradient is None:
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
-        return average_over_ranks(gradient)
+        # Whoever shards a parameter reduces its gradient, over the ranks that it is to be reduced over.
+        return whole(gradient) if is_sharded(gradient) else average_over_ranks(gradient)
 
     def _keep_dense_gradients(self) -> None:
         # A gradient whose inactive entries are all zero was masked before, or has nothing to lose.
         # Its identity cannot tell: DDP and set_to_none=False bring the same tensor back.
         for name, parameter in self.params.items():
             gradient = parameter.grad
-            if gradient is not None and bool(gradient.masked_fill(self._mask(name), 0).any()):
+            if gradient is not None and bool(local(gradient).masked_fill(self._mask(name), 0).any()):
                 self._dense_gradients[name] = gradient.detach().clone()
 
     # --- Small parts ---------------------------------------------------------------------------
@@ -412,22 +451,21 @@ class Sparsifier:
         return random_keys(self.seed, step, name, index).view(parameter.shape)
 
     def _mask(self, name: str) -> Tensor:
-        """Return a mask on its parameter's device and in its memory layout, moving it if it must."""
-        parameter, mask = self.params[name], self.masks[name]
-        if mask.device != parameter.device or not same_layout(mask, parameter):
-            mask = _laid_out_as(parameter, mask)
-            self.masks[name] = mask
+        """Return this rank's part of a mask, on its parameter's device and in its memory layout."""
+        part, mask = local(self.params[name]), local(self.masks[name])
+        if mask.device != part.device or not same_layout(mask, part):
+            self.masks[name] = _laid_out_as(self.params[name], mask)
             self._changed.add(name)  # those who hold the old one are told
-            self._explored[name] = self._explored[name].to(parameter.device)
-        return mask
+            self._explored[name] = self._explored[name].to(part.device)
+        return local(self.masks[name])
 
     def _zero(self, name: str) -> None:
         if self.counts[name] < self.params[name].numel():
-            zero_inactive_(self.params[name].detach(), self._mask(name))
+            zero_inactive_(local(self.params[name]).detach(), self._mask(name))
 
     def _restore_displaced(self) -> None:
         for name, displaced in (self._displaced or {}).items():
-            parameter, inactive = self.params[name], ~self._mask(name)
+            parameter, inactive = local(self.params[name]), ~self._mask(name)
             # The bits tell whether other weights were loaded since. Versions do not: copies count from
             # another one, DDP's constructor writes the same weights again, and writes to .data count none.
             if parameter.dtype == displaced.values.dtype:
@@ -440,10 +478,10 @@ class Sparsifier:
 
     def _warn_of_other_zeros(self) -> None:
         zeros = sum(
-            int(((parameter.detach() == 0) & self.masks[name]).count_nonzero())
+            int(((local(parameter).detach() == 0) & self._mask(name)).count_nonzero())
             for name, parameter in self.params.items()
         )
-        total = sum(parameter.numel() for parameter in self.params.values())
+        total = sum(local(parameter).numel() for parameter in self.params.values())  # on this rank
         if zeros > 0.01 * total:
             warnings.warn(
                 f"{zeros:,} of the {total:,} selected weights are exactly zero where the new masks are "
@@ -494,9 +532,14 @@ class _LazyEvidence(Mapping[str, Evidence]):
 
 
 def _laid_out_as(parameter: Tensor, mask: Tensor) -> Tensor:
-    """Copy a mask to a parameter's device and strides, also where those leave gaps in memory."""
-    size, stride = parameter.size(), parameter.stride()
-    return torch.empty_strided(size, stride, dtype=torch.bool, device=parameter.device).copy_(mask)
+    """Copy this rank's part of a mask to a parameter's device and strides, also where those leave gaps."""
+    part = local(parameter)
+    laid = torch.empty_strided(part.size(), part.stride(), dtype=torch.bool, device=part.device).copy_(mask)
+    return placed_like(laid, parameter)
+
+
+def _whole_state(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: whole(value) if isinstance(value, Tensor) else value for key, value in state.items()}
 
 
 def _sum_of_bits(tensor: Tensor) -> int:

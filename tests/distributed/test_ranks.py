@@ -1,29 +1,24 @@
-"""Two real processes: averages, masks and weights agree on both and with one process on the joined batch.
+"""Two and four real processes: averages, masks, weights and optimizer state agree on all of them and with
+one process on the joined batch, and nothing is sent for the masks but where an update reads gradients.
 
-The processes write their results to files, which are judged: a process of gloo sometimes aborts at its exit
-after correct work. Run as a script, this file is one of the two processes.
+Run as a script, this file is one of the processes.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import time
+import copy
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
+from helpers.ranks import Traffic, launch, rank_main, same
 from torch import Tensor, nn
 
 import dst
 from dst.sync import average_over_ranks, several_ranks
 
-WORLD = 2
-TIMEOUT = 240  # seconds, for a busy machine; the processes need about ten
+WORLDS = [2, pytest.param(4, marks=pytest.mark.slow)]
 STEPS = 24
 ALGORITHMS: dict[str, Callable[[], dst.PruneAndGrow]] = {
     "static": dst.static,
@@ -56,10 +51,11 @@ def loss_of(model: nn.Module, x: Tensor) -> Tensor:
     return (model(x) - x[:, :3].sin()).square().mean()
 
 
-def snapshot(model: nn.Module, optimizer: dst.SparseOptimizer) -> dict[str, dict[str, Tensor]]:
+def snapshot(model: nn.Module, optimizer: dst.SparseOptimizer) -> dict[str, dict[str, Any]]:
     return {
         "masks": {name: mask.clone() for name, mask in optimizer.masks.items()},
         "weights": {name: value.clone() for name, value in model.state_dict().items()},
+        "state": copy.deepcopy(optimizer.base.state_dict()["state"]),
     }
 
 
@@ -76,31 +72,26 @@ def alone(algorithm: str) -> Iterator[dict[str, dict[str, Tensor]]]:
 # --- One of the processes --------------------------------------------------------------------------------
 
 
-def train_in_ranks(rank: int, algorithm: str, *, accumulate: bool = False) -> dict[str, Any]:
-    """Train on this rank's part of each batch, counting the messages that are not the model's own."""
+def train_in_ranks(rank: int, world: int, algorithm: str, *, accumulate: bool = False) -> dict[str, Any]:
+    """Train on this rank's part of each batch, counting what the optimizer's step sends."""
     torch.manual_seed(1000 + rank)  # what a rank draws elsewhere must not matter
     model, optimizer = build(algorithm)
     parallel = nn.parallel.DistributedDataParallel(model)
-    trace, messages = [snapshot(model, optimizer)], []
-    original, sent = dist.all_reduce, []
-    dist.all_reduce = lambda *args, **kwargs: sent.append(1) or original(*args, **kwargs)
-    try:
-        for step in range(1, STEPS + 1):
-            sent.clear()
-            part = batch(step).view(2, WORLD, 2, 10)[:, rank]
-            optimizer.zero_grad()
-            if accumulate:
-                with parallel.no_sync():
-                    (loss_of(parallel, part[0]) / 2).backward()
-                (loss_of(parallel, part[1]) / 2).backward()
-            else:
-                loss_of(parallel, part.reshape(4, 10)).backward()
+    trace, sent = [snapshot(model, optimizer)], []
+    for step in range(1, STEPS + 1):
+        part = batch(step).view(2, world, 4 // world, 10)[:, rank]
+        optimizer.zero_grad()
+        if accumulate:
+            with parallel.no_sync():
+                (loss_of(parallel, part[0]) / 2).backward()
+            (loss_of(parallel, part[1]) / 2).backward()
+        else:
+            loss_of(parallel, part.reshape(-1, 10)).backward()
+        with Traffic() as traffic:
             optimizer.step()
-            trace.append(snapshot(model, optimizer))
-            messages.append(len(sent))
-    finally:
-        dist.all_reduce = original
-    return {"trace": trace, "messages": messages, "drawn": torch.rand(1)}
+        trace.append(snapshot(model, optimizer))
+        sent.append([traffic.messages, traffic.bytes])
+    return {"trace": trace, "sent": sent, "drawn": torch.rand(1)}
 
 
 def grow_by_unequal_gradients(rank: int) -> dict[str, Any]:
@@ -135,70 +126,51 @@ def averages(rank: int) -> dict[str, Any]:
     return results
 
 
-def one_rank(rank: int, folder: Path) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=WORLD)
-    results = {
+def disagreements(rank: int, world: int) -> dict[str, str]:
+    """Return what the check says of ranks that agree, and of some in which one thing was changed."""
+
+    def verdict(change: Callable[[dst.SparseOptimizer], object], guilty: bool) -> str:
+        _, optimizer = build("set")
+        if guilty:
+            with torch.no_grad():
+                change(optimizer)
+        try:
+            dst.assert_same_on_all_ranks(optimizer)
+        except RuntimeError as error:
+            return str(error)
+        return "the same"
+
+    last = rank == world - 1
+    first_weight = NAMES[0]
+    return {
+        "nothing": verdict(lambda _: None, True),
+        "step": verdict(lambda optimizer: setattr(optimizer.sparsifier, "step", 7), last),
+        "mask": verdict(lambda optimizer: optimizer.masks[NAMES[1]][0].logical_not_(), last),
+        "weight": verdict(
+            lambda optimizer: optimizer.sparsifier.params[first_weight][0, 0].add_(1), rank > 0
+        ),
+        "names": verdict(lambda optimizer: optimizer.sparsifier.params.pop(first_weight), last),
+    }
+
+
+def work(rank: int, world: int) -> dict[str, Any]:
+    return {
         "averages": averages(rank),
         "unequal": grow_by_unequal_gradients(rank),
-        "trained": {name: train_in_ranks(rank, name) for name in ALGORITHMS},
-        "accumulated": {name: train_in_ranks(rank, name, accumulate=True) for name in ("rigl", "slak")},
+        "trained": {name: train_in_ranks(rank, world, name) for name in ALGORITHMS},
+        "accumulated": {
+            name: train_in_ranks(rank, world, name, accumulate=True) for name in ("rigl", "slak")
+        },
+        "disagreements": disagreements(rank, world),
     }
-    torch.save(results, folder / f"part-{rank}.pt")
-    (folder / f"part-{rank}.pt").rename(folder / f"rank-{rank}.pt")  # a file that is there is whole
-    dist.barrier()
 
 
 # --- The tests -----------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("ranks")
-    files = [folder / f"rank-{rank}.pt" for rank in range(WORLD)]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
-        "OMP_NUM_THREADS": "1",
-        **({"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}),
-    }
-    logs = [(folder / f"rank-{rank}.log").open("w+") for rank in range(WORLD)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(rank), str(folder)], env=environment, stdout=log, stderr=log
-        )
-        for rank, log in enumerate(logs)
-    ]
-    deadline = time.monotonic() + TIMEOUT
-    try:
-        while not all(file.exists() for file in files) and time.monotonic() < deadline:
-            if any(
-                p.poll() not in (None, 0) and not f.exists() for p, f in zip(processes, files, strict=True)
-            ):
-                break
-            time.sleep(0.05)
-        for process in processes:
-            try:
-                process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-    finally:
-        for process, log in zip(processes, logs, strict=True):
-            process.kill()
-            process.wait()
-            log.close()
-    said = "\n".join((folder / f"rank-{rank}.log").read_text() for rank in range(WORLD))
-    assert all(file.exists() for file in files), f"the processes wrote no result:\n{said}"
-    return [torch.load(file, weights_only=True) for file in files]
-
-
-def same(left: object, right: object) -> bool:
-    if isinstance(left, Tensor):
-        return torch.equal(left, right)
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
-    if isinstance(left, list):
-        return len(left) == len(right) and all(map(same, left, right))
-    return left == right
+@pytest.fixture(scope="module", params=WORLDS)
+def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return launch(__file__, request.param, tmp_path_factory.mktemp("ranks"))
 
 
 def test_an_average_is_the_mean_on_every_rank(ranks: list[dict[str, Any]]):
@@ -206,20 +178,23 @@ def test_an_average_is_the_mean_on_every_rank(ranks: list[dict[str, Any]]):
         assert results["several"]
         for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
             assert results[str(dtype)].dtype == dtype
-            assert results[str(dtype)].tolist() == [2.0, -1.5, 0.0, 0.25]
+            mean = (len(ranks) - 1) / 2
+            assert results[str(dtype)].tolist() == [1 + 2 * mean, -3 * mean, 0.0, 0.25]
             assert results[f"{dtype} in place"]
         assert results["broken"].isnan().tolist() == [False, True, False, True]
         assert results["broken"][2] == float("inf")
-        assert results["matrix"].tolist() == [[0.5] * 3] * 2
+        assert results["matrix"].tolist() == [[(len(ranks) - 1) / 2] * 3] * 2
 
 
 @pytest.mark.parametrize("kind", ["trained", "accumulated"])
 def test_ranks_hold_the_same_bits_at_every_step(ranks: list[dict[str, Any]], kind: str):
-    first, second = (rank[kind] for rank in ranks)
+    first, *others = (rank[kind] for rank in ranks)
     for name in first:
         assert len(first[name]["trace"]) == STEPS + 1
-        assert same(first[name]["trace"], second[name]["trace"])
-        assert not same(first[name]["drawn"], second[name]["drawn"])  # their generators did differ
+        assert len(first[name]["trace"][-1]["state"]) == 4  # of two weights and two biases
+        for other in others:
+            assert same(first[name]["trace"], other[name]["trace"])
+            assert not same(first[name]["drawn"], other[name]["drawn"])  # their generators did differ
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -243,22 +218,40 @@ def test_masks_moved(ranks: list[dict[str, Any]]):
 def test_only_updates_that_read_gradients_send_messages(ranks: list[dict[str, Any]]):
     due = [dst.rigl(total_steps=32, interval=3).due(step) for step in range(1, STEPS + 1)]
     assert sum(due) == 7
+    size = sum(10 * 16 * 8 if name == "0.weight" else 16 * 3 * 8 for name in NAMES)
     for rank in ranks:
-        # One average a tensor, and one agreement on which tensors have a gradient.
-        assert rank["trained"]["rigl"]["messages"] == [len(NAMES) + 1 if now else 0 for now in due]
+        # One average a tensor, and one agreement on which tensors have a gradient: an int32 each.
+        update = [len(NAMES) + 1, size + 4 * len(NAMES)]
+        for kind in ("trained", "accumulated"):
+            assert rank[kind]["rigl"]["sent"] == [update if now else [0, 0] for now in due]
         for name in ("static", "set", "slak"):
-            assert not any(rank["trained"][name]["messages"])
+            assert rank["trained"][name]["sent"] == [[0, 0]] * STEPS
+        assert rank["accumulated"]["slak"]["sent"] == [[0, 0]] * STEPS
+
+
+def test_the_first_difference_is_named_on_every_rank(ranks: list[dict[str, Any]]):
+    world = len(ranks)
+    last = f"rank {world - 1}"
+    others = "rank 1" if world == 2 else "ranks 1, 2, 3"
+    for said in (rank["disagreements"] for rank in ranks):
+        assert said["nothing"] == "the same"
+        assert said["step"].startswith(f"the step on {last} differs from that on rank 0")
+        assert said["mask"].startswith(f"the mask of '2.weight' on {last} differs")
+        assert said["weight"].startswith(f"the weight '0.weight' on {others} differs")
+        assert said["names"].startswith(f"the list of masked tensors on {last} differs")
 
 
 def test_gradients_that_differ_or_are_missing_give_one_mask(ranks: list[dict[str, Any]]):
-    first, second = (rank["unequal"] for rank in ranks)
-    assert same(first["before"], second["before"])
-    assert same(first["after"], second["after"])
+    unequal = [rank["unequal"] for rank in ranks]
+    first, second = unequal[:2]
+    for other in unequal:
+        assert same(first["before"], other["before"])
+        assert same(first["after"], other["after"])
     assert torch.equal(first["after"]["none"], first["before"]["none"])
     # By hand: the mean before the absolute value, a missing gradient counting as zero.
     mean = {
-        "both": (first["gradients"]["both"] + second["gradients"]["both"]) / 2,
-        "one": second["gradients"]["one"] / 2,
+        "both": sum(rank["gradients"]["both"].double() for rank in unequal) / len(ranks),
+        "one": second["gradients"]["one"] / len(ranks),
     }
     fraction = dst.rigl(total_steps=100, interval=1).drop_fraction(1)
     for name, gradient in mean.items():
@@ -270,4 +263,4 @@ def test_gradients_that_differ_or_are_missing_give_one_mask(ranks: list[dict[str
 
 
 if __name__ == "__main__":
-    one_rank(int(sys.argv[1]), Path(sys.argv[2]))
+    rank_main(work)
