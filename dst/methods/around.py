@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .algorithms import Memory, Newcomers, PruneAndGrow, Update
-from .schedules import Schedule, Trigger
-from .scores import Evidence
+from ..algorithms import Memory, Newcomers, PruneAndGrow, Update
+from ..schedules import Schedule, Trigger
+from ..scores import Evidence
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dst
-from dst.evolution import SignedMagnitude, UnfiredFirst
+from dst.methods.evolution import SignedMagnitude, UnfiredFirst
 from dst.schedules import Constant, Cosine, Every
 
 

@@ -9,11 +9,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .algorithms import Memory, Newcomers, PruneAndGrow, Update, stop_step, updates_until
+from ..algorithms import Memory, Newcomers, PruneAndGrow, Update, stop_step, updates_until
+from ..masks import grow, prune
+from ..schedules import Schedule
+from ..scores import Evidence, Random
 from .around import AroundRule
-from .masks import grow, prune
-from .schedules import Schedule
-from .scores import Evidence, Random
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .algorithms import Memory, Newcomers, PruneAndGrow, Update, annealed, stop_step, updates_until
+from ..algorithms import Memory, Newcomers, PruneAndGrow, Update, annealed, stop_step, updates_until
+from ..masks import pack, unpack
+from ..schedules import Constant, Schedule
+from ..scores import Evidence, Random
 from .around import AroundRule
-from .masks import pack, unpack
-from .schedules import Constant, Schedule
-from .scores import Evidence, Random
 
 
 @dataclass(frozen=True)

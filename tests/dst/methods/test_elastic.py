@@ -9,7 +9,7 @@ import torch
 from helpers.updates import check_values, largest, run, smallest
 
 import dst
-from dst.elastic import MagnitudeAndGradient, SoftBound, Stages
+from dst.methods.elastic import MagnitudeAndGradient, SoftBound, Stages
 from dst.schedules import Constant, Every
 
 TARGET = {"fc.weight": 36, "conv.weight": 28, "head.weight": 18, "dense.weight": 20}

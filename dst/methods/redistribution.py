@@ -10,11 +10,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .algorithms import Memory, PruneAndGrow, Update, annealed, stop_step, updates_until
+from ..algorithms import Memory, PruneAndGrow, Update, annealed, stop_step, updates_until
+from ..masks import grow, prune
+from ..schedules import Schedule
+from ..scores import Evidence, Magnitude
 from .around import AroundRule
-from .masks import grow, prune
-from .schedules import Schedule
-from .scores import Evidence, Magnitude
 
 _EPSILON = 1e-8  # of the published code
 

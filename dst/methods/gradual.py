@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .algorithms import Memory, Newcomers, PruneAndGrow, Update, annealed, stop_step
+from ..algorithms import Memory, Newcomers, PruneAndGrow, Update, annealed, stop_step
+from ..masks import prune
+from ..schedules import Cubic, Every, Schedule
+from ..scores import Evidence, Gradient, Magnitude
 from .around import AroundRule
-from .masks import prune
-from .schedules import Cubic, Every, Schedule
-from .scores import Evidence, Gradient, Magnitude
 
 
 def gmp(*, total_steps: int, interval: int = 100, start: float = 0.0, stop: float = 0.75) -> PruneAndGrow:

@@ -11,7 +11,7 @@ from helpers.updates import SHAPES, Seen, check_values, largest, magnitudes, run
 from torch import nn
 
 import dst
-from dst.gradual import GlobalFirst
+from dst.methods.gradual import GlobalFirst
 from dst.schedules import Constant, Cosine, Cubic, Every
 
 SIZES = {name: math.prod(shape) for name, shape in SHAPES.items()}

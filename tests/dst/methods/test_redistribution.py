@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import dst
-from dst.redistribution import Momentum, Redistributed, apportioned
+from dst.methods.redistribution import Momentum, Redistributed, apportioned
 from dst.schedules import Constant, Cosine, Every
 
 BASES = {
