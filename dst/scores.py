@@ -6,7 +6,7 @@ that cost something to provide, so that the engine gathers only what an algorith
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -30,6 +30,27 @@ class Evidence:
     grad: Tensor | None
     state: Mapping[str, object]
     keys: Tensor | None
+
+
+class LazyEvidence(Mapping[str, Evidence]):
+    """Evidence made when it is asked for, so that keys and gradients exist for one tensor at a time."""
+
+    def __init__(self, names: list[str], make: Callable[[str], Evidence]) -> None:
+        self._names, self._make = names, make
+
+    def __getitem__(self, name: str) -> Evidence:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._make(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names  # without making the evidence, as the inherited method would
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 ScoreFn = Callable[[Evidence], Tensor]

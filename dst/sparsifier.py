@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from .algorithms import Algorithm, Memory, Update
 from .counts import partial_counts
+from .displaced import Displaced
 from .masks import draw, pack, unpack
 from .optimizer_state import reset_
 from .saved_state import checked_masks, cloned
-from .scores import Evidence
+from .scores import Evidence, LazyEvidence
 from .shards import is_sharded, local, part_of, placed_like, whole
 from .sync import average_over_ranks, random_keys, several_ranks
 from .upkeep import same_layout, zero_inactive_
@@ -109,12 +110,12 @@ class Sparsifier:
         self._warn_of_other_zeros()
         # Real trainers load the model, wrap it and load the optimizer. Until the first step the values
         # that this first mask destroys are kept, so that loading other masks loses nothing.
-        self._displaced: dict[str, _Displaced] | None = {}
+        self._displaced: dict[str, Displaced] | None = {}
         for name, parameter in self.params.items():
             part = local(parameter).detach()
             values = part[~self._mask(name)]
             self._zero(name)
-            self._displaced[name] = _Displaced(values, part._version, _sum_of_bits(part))
+            self._displaced[name] = Displaced.after(part, values)
 
     # --- What trains ---------------------------------------------------------------------------
 
@@ -307,7 +308,7 @@ class Sparsifier:
         outcome = self.algorithm.update(
             self.step,
             {name: wanted[name] for name in names},
-            _LazyEvidence(names, lambda name: self._evidence(name, state)),
+            LazyEvidence(names, lambda name: self._evidence(name, state)),
             self._memory,
         )
         result = outcome if isinstance(outcome, Update) else Update(*outcome)
@@ -466,13 +467,7 @@ class Sparsifier:
     def _restore_displaced(self) -> None:
         for name, displaced in (self._displaced or {}).items():
             parameter, inactive = local(self.params[name]), ~self._mask(name)
-            # The bits tell whether other weights were loaded since. Versions do not: copies count from
-            # another one, DDP's constructor writes the same weights again, and writes to .data count none.
-            if parameter.dtype == displaced.values.dtype:
-                same = _sum_of_bits(parameter) == displaced.bits
-            else:
-                same = parameter._version == displaced.version
-            if same and not parameter.detach()[inactive].any():
+            if displaced.fits(parameter) and not parameter.detach()[inactive].any():
                 parameter[inactive] = displaced.values.to(parameter)
         self._displaced = None
 
@@ -502,35 +497,6 @@ class Sparsifier:
         self._changed, self._dense_announced = set(), dense
 
 
-class _Displaced(NamedTuple):
-    """What the first mask set to zero in a tensor, and how to tell whether the tensor was written since."""
-
-    values: Tensor
-    version: int
-    bits: int
-
-
-class _LazyEvidence(Mapping[str, Evidence]):
-    """Evidence made when it is asked for, so that keys and gradients exist for one tensor at a time."""
-
-    def __init__(self, names: list[str], make: Callable[[str], Evidence]) -> None:
-        self._names, self._make = names, make
-
-    def __getitem__(self, name: str) -> Evidence:
-        if name not in self._names:
-            raise KeyError(name)
-        return self._make(name)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names  # without making the evidence, as the inherited method would
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
 def _laid_out_as(parameter: Tensor, mask: Tensor) -> Tensor:
     """Copy this rank's part of a mask to a parameter's device and strides, also where those leave gaps."""
     part = local(parameter)
@@ -540,9 +506,3 @@ def _laid_out_as(parameter: Tensor, mask: Tensor) -> Tensor:
 
 def _whole_state(state: Mapping[str, Any]) -> dict[str, Any]:
     return {key: whole(value) if isinstance(value, Tensor) else value for key, value in state.items()}
-
-
-def _sum_of_bits(tensor: Tensor) -> int:
-    """Add up the bits of a tensor's entries, as integers: the same in any memory layout."""
-    integer = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
-    return int(tensor.detach().view(integer).sum(dtype=torch.int64))
